@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * shrinker.c - registry of caches that can give memory back
+ *
+ * Plays the part of the kernel's shrinker list, including the property that
+ * matters to dm-thin: callbacks run under the list lock.  A reader (shrinkers_run)
+ * can therefore sit on the lock for as long as a callback takes, and whoever
+ * wants to register must wait for it.  That wait is what must never happen
+ * below another pool lock; the lock class makes it a build or a test failure.
+ *
+ * Invariant: a shrinker is on the list from just before shrinker_register()
+ * returns 0 until shrinker_unregister() has the lock.
+ */
+#include "reclaim/shrinker.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/queue.h>
+
+#include "util/cleanup.h"
+
+struct shrinker {
+	TAILQ_ENTRY(shrinker) link TP_GUARDED_BY(lc_shrinkers);
+	char *name;                     /* constant after register */
+	const struct shrinker_ops *ops; /* borrowed */
+	void *ctx;                      /* borrowed */
+};
+
+TAILQ_HEAD(shrinker_list, shrinker);
+
+static struct tp_lock list_lock = TP_LOCK_INIT(shrinkers);
+static struct shrinker_list list TP_GUARDED_BY(lc_shrinkers) = TAILQ_HEAD_INITIALIZER(list);
+
+/* Accepts a half-built shrinker: that is what keeps register() free of gotos. */
+static void shrinker_freep(struct shrinker **sp)
+{
+	if (*sp)
+		free((*sp)->name);
+	free(*sp);
+}
+
+int shrinker_register(const char *name, const struct shrinker_ops *ops, void *ctx,
+		      struct shrinker **ret_s)
+{
+	TP_CLEANUP(shrinker_freep) struct shrinker *s = NULL;
+
+	if (!name || !*name || !ops->count || !ops->scan)
+		return -EINVAL;
+
+	s = calloc(1, sizeof(*s));
+	if (!s)
+		return -ENOMEM;
+
+	s->name = strdup(name);
+	if (!s->name)
+		return -ENOMEM;
+
+	s->ops = ops;
+	s->ctx = ctx;
+
+	lock_shrinkers(&list_lock);
+	TAILQ_INSERT_TAIL(&list, s, link);
+	unlock_shrinkers(&list_lock);
+
+	*ret_s = tp_take(&s);
+	return 0;
+}
+
+struct shrinker *shrinker_unregister(struct shrinker *s)
+{
+	if (!s)
+		return NULL;
+
+	lock_shrinkers(&list_lock); /* waits for running callbacks */
+	TAILQ_REMOVE(&list, s, link);
+	unlock_shrinkers(&list_lock);
+
+	shrinker_freep(&s);
+	return NULL;
+}
+
+/* The _locked twin does the work and may return anywhere; the outer one owns the lock. */
+static TP_REQUIRES_SHARED(lc_shrinkers) uint64_t run_locked(uint64_t nr)
+{
+	const struct shrinker *s;
+	uint64_t freed = 0;
+
+	TAILQ_FOREACH(s, &list, link) {
+		uint64_t want = s->ops->count(s->ctx);
+
+		if (want > nr - freed)
+			want = nr - freed;
+		if (want > 0)
+			freed += s->ops->scan(s->ctx, want);
+		if (freed >= nr)
+			return freed;
+	}
+	return freed;
+}
+
+uint64_t shrinkers_run(uint64_t nr)
+{
+	lock_shrinkers_shared(&list_lock);
+	uint64_t freed = run_locked(nr);
+	unlock_shrinkers_shared(&list_lock);
+
+	return freed;
+}
