@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * space-map-metadata.h - counts of the metadata device's own blocks
+ *
+ * Layer, threads, units, errors: see space-map.h.
+ */
+#ifndef TP_PDATA_SPACE_MAP_METADATA_H
+#define TP_PDATA_SPACE_MAP_METADATA_H
+
+#include "pdata/space-map.h"
+#include "thinpoold/types.h"
+
+struct transaction_manager;
+
+/* An empty shell, so that a transaction manager can be made around it; then create or open. */
+struct space_map *sm_metadata_init(void);
+
+/* Format: the map of @nr_blocks, its own blocks handed out from block @first on (1). */
+int sm_metadata_create(struct space_map *sm, struct transaction_manager *tm, mblock_t nr_blocks,
+		       mblock_t first) TP_MUST_CHECK;
+
+int sm_metadata_open(struct space_map *sm, struct transaction_manager *tm,
+		     const struct disk_sm_root *root) TP_MUST_CHECK;
+
+/*
+ * Called (with meta_root held) when an allocation brings the raw free count to @threshold
+ * blocks or below, once per crossing; @fn may not change the map.  NULL: nobody.
+ */
+void sm_metadata_set_threshold(struct space_map *sm, uint64_t threshold_blocks,
+			       void (*fn)(void *ctx), void *ctx);
+
+#endif
