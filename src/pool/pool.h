@@ -1,0 +1,238 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * pool.h - a thin pool in service: volumes, their I/O, commands, status
+ *
+ * Layer:    pool; uses util/, io/, thin/ and catalog/.  Front ends (fuse/, control/) see
+ *           only this header and never a mapping.
+ * Threads:  any, unless a call says otherwise.
+ * Units:    bytes.
+ * Errors:   0 or a negative errno.
+ */
+#ifndef TP_POOL_POOL_H
+#define TP_POOL_POOL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/queue.h>
+
+#include "catalog/catalog.h"
+#include "io/io-queue.h"
+#include "thinpoold/types.h"
+#include "util/compiler.h"
+#include "util/error.h"
+#include "util/lock-class.h"
+
+struct pool;
+struct volume;
+struct pool_event;
+
+/* ---- life ---- */
+
+enum pool_discard { POOL_DISCARD_PASSDOWN, POOL_DISCARD_NO_PASSDOWN, POOL_DISCARD_IGNORE };
+
+struct pool_options {
+	const char *metadata_path, *data_path; /* files, block devices or links to them */
+	bool read_only;                        /* nothing is written, not even on close */
+	uint64_t cache_bytes;                  /* metadata buffers */
+	uint64_t commit_interval_usec;
+	enum pool_discard discard;
+	bool zero_new_blocks; /* false: new blocks may show what the device held before */
+	bool queue_if_no_space;
+	uint64_t no_space_timeout_usec; /* 0: for ever */
+	/*
+	 * Something front ends cache has changed behind their back.  Called by any thread; must
+	 * not wait for the kernel or for the pool.  May be NULL.
+	 */
+	void (*event)(void *ctx, const struct pool_event *ev);
+	void *event_ctx;
+};
+
+enum pool_event_kind {
+	POOL_EVENT_VOLUME_GONE,    /* name no longer leads anywhere, or elsewhere */
+	POOL_EVENT_VOLUME_ADDED,
+	POOL_EVENT_VOLUME_RESIZED,
+	POOL_EVENT_VOLUME_CONTENT, /* rolled back: cached data is not to be trusted */
+	POOL_EVENT_MODE,
+};
+
+struct pool_event {
+	enum pool_event_kind kind;
+	thin_id_t id;
+	const char *name;
+};
+
+int pool_open(const struct pool_options *options, struct pool **ret_pool,
+	      struct tp_error *error) TP_EXCLUDES_ALL TP_MUST_CHECK;
+
+/*
+ * Stop the worker, commit, close.  No I/O or command may be in flight, no volume referenced.
+ * Returns the commit's error; the pool is gone in any case.  NULL is allowed.
+ */
+int pool_close(struct pool *pool) TP_EXCLUDES_ALL;
+
+/* ---- volumes ---- */
+
+struct volume_info {
+	thin_id_t id;
+	uint32_t generation; /* tells a reused id from its former owner */
+	char name[VOLUME_NAME_MAX + 1];
+	uint64_t size_bytes, mapped_bytes;
+	bool read_only, has_origin, unlinked;
+	thin_id_t origin;
+	uint64_t created_usec; /* since 1970; 0: unknown */
+	unsigned open_count;
+};
+
+/* By name or by id, with a reference.  -ENOENT. */
+int pool_volume_find(struct pool *pool, const char *name, struct volume **ret_v)
+	TP_EXCLUDES(lc_catalog) TP_MUST_CHECK;
+int pool_volume_get(struct pool *pool, thin_id_t id, struct volume **ret_v)
+	TP_EXCLUDES(lc_catalog) TP_MUST_CHECK;
+void volume_put(struct volume *v) TP_EXCLUDES(lc_catalog);
+
+thin_id_t volume_id(const struct volume *v);
+void volume_get_info(struct volume *v, struct volume_info *ret_info) TP_EXCLUDES(lc_catalog);
+uint64_t volume_size(const struct volume *v); /* lock-free */
+
+/*
+ * A handle.  An open volume that is unlinked stays usable until the last close, which
+ * deletes it in the background.  -EROFS: opened for writing, but the volume (or the pool) is
+ * read-only.
+ */
+int volume_open(struct volume *v, bool for_writing) TP_EXCLUDES(lc_catalog) TP_MUST_CHECK;
+void volume_close(struct volume *v) TP_EXCLUDES(lc_catalog);
+
+/* The visible volume with the smallest id >= @from.  -ENODATA: none. */
+int pool_volume_next(struct pool *pool, thin_id_t from, struct volume_info *ret_info)
+	TP_EXCLUDES(lc_catalog) TP_MUST_CHECK;
+
+/* ---- I/O ---- */
+
+enum pool_io_op {
+	POOL_READ,      /* past the end of the volume: zeros */
+	POOL_WRITE,     /* past the end: the volume grows, as a file does */
+	POOL_FLUSH,     /* all that was acknowledged before is durable; offset, length unused */
+	POOL_PUNCH,     /* reads as zeros; whole blocks are unmapped */
+	POOL_ZERO,      /* the same; kept apart for statistics */
+	POOL_ALLOCATE,  /* holes and shared blocks get blocks of their own; content stays */
+	POOL_SEEK_DATA, /* -> ret_offset: the first byte mapped at or after offset; -ENXIO */
+	POOL_SEEK_HOLE, /* -> ret_offset: the first byte of a hole, or the end; -ENXIO */
+};
+
+/*
+ * One request, embedded in the caller's own structure, any offset and length in bytes.
+ * @buffer is best aligned so that (buffer - offset) is a multiple of 4096: then nothing is
+ * copied.  The caller holds the volume (open or referenced) until @done.
+ */
+struct pool_io {
+	enum pool_io_op op;
+	bool durable; /* write, punch, zero: durable before it is acknowledged (O_DSYNC) */
+	struct volume *volume;
+	uint64_t offset, length; /* bytes */
+	void *buffer;            /* read, write */
+	/*
+	 * Called once, by any thread, with no lock held: 0 or -EIO, -ENOSPC, -EROFS, -EFBIG ...
+	 * May be called before pool_io_submit() returns.  May submit again.
+	 */
+	void (*done)(struct pool_io *io, int r);
+	uint64_t ret_offset;
+
+	/* private to pool/ */
+	struct pool_io_private {
+		uint64_t words[24];
+	} private;
+};
+
+/*
+ * Never sleeps: neither for I/O nor for a lock held during I/O.  Data I/O is submitted on
+ * @q, the calling thread's queue, or by the pool worker.
+ */
+void pool_io_submit(struct pool *pool, struct io_queue *q, struct pool_io *io)
+	TP_EXCLUDES(lc_throttle, lc_catalog, lc_pool, lc_prison, lc_meta_root);
+
+/* ---- commands: changes to the set of volumes ---- */
+
+enum pool_command_op {
+	POOL_CREATE,   /* name, size_bytes */
+	POOL_SNAPSHOT, /* name (of the origin), new_name; a consistent cut */
+	POOL_DELETE,   /* name */
+	POOL_RENAME,   /* name, new_name */
+	POOL_RESIZE,   /* name or id, size_bytes */
+	POOL_COMMIT,
+};
+
+enum pool_command_flags {
+	POOL_CMD_READ_ONLY = 1 << 0, /* snapshot: make it read-only */
+	POOL_CMD_SHRINK = 1 << 1,    /* resize: allow it to lose data past the new end */
+	POOL_CMD_IF_CLOSED = 1 << 2, /* delete, rename over: -EBUSY when open, else keep until last close */
+	POOL_CMD_NO_REPLACE = 1 << 3, /* rename: -EEXIST when new_name exists */
+	POOL_CMD_BY_ID = 1 << 4,     /* resize: by id, not by name (an unlinked volume has none) */
+	POOL_CMD_EXCHANGE = 1 << 5,  /* rename: swap the two names */
+};
+
+/*
+ * Done by the worker, one after another, in one transaction with the catalog, durable and
+ * visible when @done is called.  Embedded in the caller's structure; strings are copied.
+ *   -ENOENT, -EEXIST, -EINVAL (name, size), -ENAMETOOLONG, -EBUSY, -ENOSPC, -EROFS, -EIO,
+ *   -EFBIG (larger than 2^40 blocks or INT64_MAX), -EOPNOTSUPP (the pool has no catalog)
+ */
+struct pool_command {
+	enum pool_command_op op;
+	unsigned flags; /* enum pool_command_flags */
+	char name[VOLUME_NAME_MAX + 1], new_name[VOLUME_NAME_MAX + 1];
+	uint64_t size_bytes;
+	thin_id_t id; /* in with POOL_CMD_BY_ID; out: of the new volume */
+	void (*done)(struct pool_command *cmd, int r); /* the worker thread, no lock held */
+	struct tp_error error;                          /* a line for a person, when r < 0 */
+	STAILQ_ENTRY(pool_command) link;                /* private to pool/ */
+};
+
+void pool_command_submit(struct pool *pool, struct pool_command *cmd)
+	TP_EXCLUDES(lc_throttle, lc_catalog, lc_pool, lc_prison, lc_meta_root);
+
+/* The same, waiting for the end.  Not from a thread that serves I/O. */
+int pool_command_run(struct pool *pool, struct pool_command *cmd)
+	TP_EXCLUDES(lc_throttle, lc_catalog, lc_pool, lc_prison, lc_meta_root) TP_MUST_CHECK;
+
+/* ---- status ---- */
+
+enum pool_mode { /* ordered from good to bad: semantics.md §10 */
+	POOL_MODE_WRITE,
+	POOL_MODE_OUT_OF_DATA_SPACE,
+	POOL_MODE_OUT_OF_METADATA_SPACE,
+	POOL_MODE_READ_ONLY,
+	POOL_MODE_FAIL,
+};
+
+/* "rw", "out_of_data_space", "ro" (also out of metadata space), "fail" */
+const char *pool_mode_name(enum pool_mode mode);
+
+struct pool_stats { /* since the pool was opened */
+	uint64_t reads, writes, flushes, discards;        /* requests of front ends */
+	uint64_t read_bytes, write_bytes, discard_bytes;
+	uint64_t provisioned_blocks, broken_sharing_blocks, zeroed_blocks, passed_down_bytes;
+	uint64_t deferred, metadata_misses, unaligned;    /* ways off the fast path */
+	uint64_t commits, aborts, commands, throttled;
+};
+
+struct pool_status {
+	enum pool_mode mode;
+	char reason[256]; /* why the mode is not rw; "" if it is */
+	bool needs_check, has_catalog, read_only;
+	uint32_t block_size;          /* bytes */
+	uint64_t transaction_id;
+	uint64_t data_used, data_total;              /* bytes */
+	uint64_t metadata_used, metadata_total;      /* bytes; used: without the reserve */
+	uint64_t metadata_reserve;                   /* bytes */
+	uint64_t data_allocated;                     /* bytes the data file takes on its host */
+	uint64_t virtual_total;                      /* sum of the volumes' sizes */
+	unsigned nr_volumes;
+	uint64_t cache_bytes, cache_limit_bytes, cache_hits, cache_misses;
+	struct pool_stats stats;
+};
+void pool_get_status(struct pool *pool, struct pool_status *ret_status)
+	TP_EXCLUDES(lc_catalog, lc_pool, lc_meta_root);
+
+uint32_t pool_block_size(const struct pool *pool); /* bytes */
+
+#endif

@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * thin-check.h - is this pool's metadata right in every respect?
+ *
+ * Reads the device itself, block by block, and trusts nothing; shares no code with the
+ * engine beyond disk-format.h and the checksum, so that one can be the judge of the other.
+ *
+ * Layer:    thin.
+ * Threads:  one.
+ * Memory:   about 5 bytes a metadata block and 4 a data block; time linear in the metadata.
+ */
+#ifndef TP_THIN_THIN_CHECK_H
+#define TP_THIN_THIN_CHECK_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "thinpoold/types.h"
+#include "util/compiler.h"
+
+struct io_device;
+
+enum thin_check_severity {
+	THIN_CHECK_HINT,   /* a wrong accounting hint (nr_free ...): harmless */
+	THIN_CHECK_LEAK,   /* counted but not used: space is lost, nothing else; repairable */
+	THIN_CHECK_DAMAGE, /* the pool must not be written */
+};
+
+struct thin_check_options {
+	/* Size of the data device in bytes; UINT64_MAX: unknown. */
+	uint64_t data_bytes;
+	/* One line per finding, at most max_findings (0: all); then "... and N more". */
+	void (*report)(void *ctx, enum thin_check_severity severity, const char *line);
+	/* Called now and then: blocks read, blocks in use according to the metadata map. */
+	void (*progress)(void *ctx, uint64_t done, uint64_t total);
+	void *ctx;
+	unsigned max_findings;
+};
+
+struct thin_check_result {
+	uint64_t nr_hints, nr_leaks, nr_damages;
+	bool needs_check; /* the flag in the superblock */
+	uint64_t transaction_id;
+	uint64_t nr_devices, nr_mappings, nr_metadata_used, nr_data_used;
+};
+
+/*
+ * 0: the check was done, see *@ret_result.  -errno: it could not be (device error, no
+ * memory).  Damage is a finding, not an error.
+ */
+int thin_check(struct io_device *metadata, const struct thin_check_options *options,
+	       struct thin_check_result *ret_result) TP_MUST_CHECK;
+
+#endif

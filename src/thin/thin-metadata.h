@@ -1,0 +1,253 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * thin-metadata.h - the metadata of one pool: volumes, mappings, transactions
+ *
+ * Layer:    thin; the only user of pdata/.
+ * Threads:  queries from any thread.  Calls marked "mutator" come from one thread at
+ *           a time (the pool worker; a tool's main thread): it is the only one, so
+ *           nothing changes between two of its calls.
+ * Locks:    every call takes meta_root itself: queries shared, mutators exclusively,
+ *           and only while in-core structures change; the I/O of a commit runs with it
+ *           shared, so that lookups go on meanwhile.
+ * Units:    blocks as types.h names them; sizes in blocks unless they say bytes or sectors.
+ * Errors:   0 or a negative errno:
+ *             -ENODATA      no such device or mapping
+ *             -EEXIST       the device id is taken
+ *             -EWOULDBLOCK  would need I/O
+ *             -ENOSPC       no free block (data or metadata)
+ *             -EPERM        opened read-only
+ *             -EINVAL       the metadata has failed (fail_io): only close is left
+ *             -EILSEQ, -ENOTBLK, -EUCLEAN, -EIO  damage or a device error, logged where found
+ *           After an error of a mutator, other than -EEXIST, -ENODATA, -EBUSY and data
+ *           -ENOSPC, the only legal mutators are thin_metadata_abort() and _close().
+ */
+#ifndef TP_THIN_THIN_METADATA_H
+#define TP_THIN_THIN_METADATA_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "thinpoold/types.h"
+#include "util/compiler.h"
+#include "util/error.h"
+#include "util/lock-class.h"
+
+struct io_device;
+struct thin_metadata;
+struct thin_device;
+
+/* ---- life ---- */
+
+/*
+ * Write fresh metadata over @dev (its size decides how much is used): no devices, no
+ * data blocks yet.  The caller has made sure that nothing of value is there.
+ *   -EINVAL  @data_block_sectors is not a multiple of 128 in 128..2097152; device too small
+ */
+int thin_metadata_format(struct io_device *dev, uint32_t data_block_sectors,
+			 struct tp_error *error) TP_EXCLUDES_ALL TP_MUST_CHECK;
+
+/* All 4096 bytes of block 0 are zero: nothing was ever formatted here. */
+int thin_metadata_is_unformatted(struct io_device *dev, bool *ret_unformatted) TP_MUST_CHECK;
+
+struct thin_metadata_options {
+	uint64_t cache_bytes;
+	bool read_only; /* never writes a byte */
+	/* Flushed before each commit (L3).  Stays the caller's.  NULL for tools that write no data. */
+	struct io_device *data;
+};
+
+/* @dev stays the caller's.  Refuses what semantics.md says the kernel must refuse, and more. */
+int thin_metadata_open(struct io_device *dev, const struct thin_metadata_options *options,
+		       struct thin_metadata **ret_tmd,
+		       struct tp_error *error) TP_EXCLUDES_ALL TP_MUST_CHECK;
+
+/*
+ * Uncommitted changes are dropped: commit first.  -EBUSY (nothing done) while devices are
+ * open.  NULL is allowed.
+ */
+int thin_metadata_close(struct thin_metadata *tmd) TP_EXCLUDES_ALL TP_MUST_CHECK;
+
+/* ---- transactions (mutators) ---- */
+
+/*
+ * Data device flushed, then metadata, then the superblock; durable on return.  Does nothing
+ * when nothing has changed.  On failure: abort.
+ */
+int thin_metadata_commit(struct thin_metadata *tmd) TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+
+/* Is there anything a commit would write? */
+bool thin_metadata_changed(struct thin_metadata *tmd) TP_EXCLUDES(lc_meta_root);
+
+/*
+ * Throw the open transaction away: in-core objects are destroyed, the same buffer cache is
+ * reset in place, and everything (roots, clock, transaction id, counters of open devices) is
+ * read again from the committed superblock.  Open devices stay open; one that had uncommitted
+ * changes answers thin_device_aborted_changes() with true; one that does not exist in the
+ * committed state answers every call with -ENODATA.  Never takes the shrinkers lock.
+ * On failure the metadata has failed (fail_io): every later call but close says -EINVAL.
+ */
+int thin_metadata_abort(struct thin_metadata *tmd) TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+
+/* Set NEEDS_CHECK in the committed superblock and make that durable at once. */
+int thin_metadata_set_needs_check(struct thin_metadata *tmd) TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+
+/* No change and no write from now on (-EPERM). */
+void thin_metadata_set_read_only(struct thin_metadata *tmd) TP_EXCLUDES(lc_meta_root);
+
+/* ---- devices (mutators) ---- */
+
+int thin_metadata_create_thin(struct thin_metadata *tmd, thin_id_t id)
+	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+/* The caller has quiesced the origin's I/O.  -ENODATA: no such origin. */
+int thin_metadata_create_snap(struct thin_metadata *tmd, thin_id_t id, thin_id_t origin)
+	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+/* -EBUSY: open. */
+int thin_metadata_delete_thin(struct thin_metadata *tmd, thin_id_t id)
+	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+
+/* Compare and swap.  -EINVAL: the current one is not @old. */
+int thin_metadata_set_transaction_id(struct thin_metadata *tmd, uint64_t old, uint64_t new)
+	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+
+/* Grow to @nr_blocks (shrinking is -EINVAL); takes effect at the commit. */
+int thin_metadata_resize_data(struct thin_metadata *tmd, dblock_t nr_blocks)
+	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+/* Use the metadata device up to its present size. */
+int thin_metadata_resize_metadata(struct thin_metadata *tmd)
+	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+
+/* ---- queries ---- */
+
+struct thin_metadata_info {
+	uint32_t data_block_sectors;
+	uint64_t transaction_id;
+	uint32_t time;
+	bool needs_check, failed, read_only;
+	mblock_t held_root;                                  /* 0: no metadata snapshot */
+	dblock_t nr_data_blocks, nr_data_free;               /* free: can be allocated now */
+	mblock_t nr_metadata_blocks, nr_metadata_free;       /* free: without the reserve */
+	mblock_t metadata_reserve;                           /* kept back for commits */
+};
+int thin_metadata_get_info(struct thin_metadata *tmd, struct thin_metadata_info *ret_info)
+	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+
+struct thin_cache_stats {
+	uint64_t cached_bytes, dirty_bytes, limit_bytes, hits, misses, reads, writes, shrunk_buffers,
+		resets;
+};
+void thin_metadata_get_cache_stats(struct thin_metadata *tmd, struct thin_cache_stats *ret_stats);
+
+/* Devices in order of id: call @fn for each until it returns non-zero, and return that. */
+struct thin_device_details {
+	thin_id_t id;
+	uint64_t mapped_blocks, transaction_id;
+	uint32_t creation_time, snapshotted_time;
+};
+int thin_metadata_for_each_device(struct thin_metadata *tmd,
+				  int (*fn)(void *ctx, const struct thin_device_details *d),
+				  void *ctx) TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+
+/* Mappings of a device in order, as maximal runs; the same rules.  For tools and tests. */
+struct thin_mapping {
+	vblock_t vblock;
+	dblock_t dblock;
+	uint64_t nr_blocks;
+	uint32_t time;
+};
+int thin_metadata_for_each_mapping(struct thin_metadata *tmd, thin_id_t id,
+				   int (*fn)(void *ctx, const struct thin_mapping *m),
+				   void *ctx) TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+
+/* ---- data blocks (mutators) ---- */
+
+/*
+ * A free data block, kept out of further allocation in memory only: on disk it stays free
+ * until thin_insert_block() gives it a user.  -ENOSPC: commit and ask again, then it is full.
+ */
+int thin_metadata_reserve_data_block(struct thin_metadata *tmd, dblock_t *ret_block)
+	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+/* Give reserved blocks back: a first write that failed, or a punch that is done. */
+void thin_metadata_unreserve_data_blocks(struct thin_metadata *tmd, dblock_t begin, dblock_t end)
+	TP_EXCLUDES(lc_meta_root);
+
+/*
+ * After a successful commit: the runs of data blocks that it made free.  Each is reserved
+ * (nobody can allocate it) and handed to @fn, which sees to it that thin_metadata_
+ * unreserve_data_blocks() is called when the discard has been passed down.  @fn may not
+ * call back into this module.  Without @fn the runs are forgotten and stay allocatable.
+ */
+void thin_metadata_take_freed(struct thin_metadata *tmd,
+			      void (*fn)(void *ctx, dblock_t begin, dblock_t end), void *ctx)
+	TP_EXCLUDES(lc_meta_root);
+
+/* Does more than one mapping refer to the block?  Exact, unlike thin_run.shared. */
+int thin_metadata_data_block_is_shared(struct thin_metadata *tmd, dblock_t block, bool *ret_shared)
+	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+
+/* ---- one device ---- */
+
+int thin_device_open(struct thin_metadata *tmd, thin_id_t id, struct thin_device **ret_td)
+	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+/* NULL is allowed.  Returns NULL. */
+struct thin_device *thin_device_close(struct thin_device *td) TP_EXCLUDES(lc_meta_root);
+
+thin_id_t thin_device_id(const struct thin_device *td);
+
+/* What one stretch of a device is: a hole, or data blocks that follow each other. */
+struct thin_run {
+	bool mapped;
+	bool shared; /* mapped: a snapshot may refer to it too: do not write in place */
+	dblock_t dblock;
+	uint64_t nr_blocks; /* >= 1 */
+};
+
+/*
+ * The longest run at @vblock that can be told from one leaf, at most @max_blocks.
+ * thin_find_run() sleeps for I/O.  thin_try_find_run() neither sleeps for I/O nor for
+ * meta_root: -EWOULDBLOCK with *@ret_missing the metadata block to read, or, if meta_root
+ * was busy, with *@ret_missing == MBLOCK_NONE.
+ */
+#define MBLOCK_NONE UINT64_MAX
+int thin_find_run(struct thin_device *td, vblock_t vblock, uint64_t max_blocks,
+		  struct thin_run *ret_run) TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+int thin_try_find_run(struct thin_device *td, vblock_t vblock, uint64_t max_blocks,
+		      struct thin_run *ret_run, mblock_t *ret_missing) TP_MUST_CHECK;
+
+/*
+ * Start reading a missing block through the calling thread's io_queue.  -EINPROGRESS: @w is
+ * called when it is there or failed (in any case: look up again); 0: it is there already.
+ */
+struct thin_waiter {
+	void (*done)(struct thin_waiter *w);
+	uintptr_t opaque[8]; /* private to thin/ */
+};
+int thin_metadata_prefetch(struct thin_metadata *tmd, mblock_t missing,
+			   struct thin_waiter *w) TP_MUST_CHECK;
+
+/* Mutators.  @dblock is reserved; it is counted and no longer reserved afterwards. */
+int thin_insert_block(struct thin_device *td, vblock_t vblock, dblock_t dblock)
+	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+
+/* Exchange the data blocks of two mapped vblocks of one device: no block is needed or freed. */
+int thin_swap_blocks(struct thin_device *td, vblock_t a, vblock_t b)
+	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+
+/*
+ * Unmap [begin, end), at most about @max_blocks of it, so that a huge range can be taken in
+ * slices.  *@ret_next: go on here; == @end when all is done.
+ */
+int thin_remove_range(struct thin_device *td, vblock_t begin, vblock_t end, uint64_t max_blocks,
+		      vblock_t *ret_next) TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+
+uint64_t thin_device_mapped_blocks(const struct thin_device *td); /* lock-free */
+uint32_t thin_device_creation_time(const struct thin_device *td);
+/* -ENODATA: nothing is mapped. */
+int thin_device_highest_mapped(struct thin_device *td, vblock_t *ret_vblock)
+	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+
+/* Changed since the last commit: a flush of this volume needs one.  Lock-free. */
+bool thin_device_changed(const struct thin_device *td);
+/* Acknowledged changes of this device were rolled back since it was opened.  Lock-free. */
+bool thin_device_aborted_changes(const struct thin_device *td);
+
+#endif
