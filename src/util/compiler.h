@@ -27,10 +27,10 @@
  * from a client.  Stays on in release builds: a dead daemon is better than a
  * wrong commit.
  */
-#define TP_INVARIANT(cond)                                                                         \
-	do {                                                                                       \
-		if (unlikely(!(cond)))                                                             \
-			tp_invariant_failed(#cond, __FILE__, __LINE__);                            \
+#define TP_INVARIANT(cond) \
+	do { \
+		if (unlikely(!(cond))) \
+			tp_invariant_failed(#cond, __FILE__, __LINE__); \
 	} while (0)
 
 TP_NORETURN void tp_invariant_failed(const char *cond, const char *file, int line);

@@ -14,7 +14,8 @@ struct tp_error {
 	char text[512];
 };
 
-/* Fill @e (NULL is allowed) unless it already says something; returns @r, for "return tp_error(...)". */
+/* Fill @e (NULL is allowed) unless it already says something; returns @r, for "return
+ * tp_error(...)". */
 int tp_error(struct tp_error *e, int r, const char *fmt, ...) TP_PRINTF(3, 4);
 
 #endif

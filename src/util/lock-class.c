@@ -148,7 +148,7 @@ void tp_lock_init(struct tp_lock *l, enum lock_class class, enum lock_kind kind)
 void tp_lock_destroy(struct tp_lock *l)
 {
 	must(l->kind == LOCK_KIND_MUTEX ? pthread_mutex_destroy(&l->mutex)
-				   : pthread_rwlock_destroy(&l->rw));
+					: pthread_rwlock_destroy(&l->rw));
 }
 
 void tp_lock_take(struct tp_lock *l, enum lock_class class, bool shared)
@@ -182,7 +182,7 @@ void tp_lock_drop(struct tp_lock *l)
 {
 	note_dropped(l, l->class);
 	must(l->kind == LOCK_KIND_MUTEX ? pthread_mutex_unlock(&l->mutex)
-				   : pthread_rwlock_unlock(&l->rw));
+					: pthread_rwlock_unlock(&l->rw));
 }
 
 void tp_cond_init(pthread_cond_t *cond)

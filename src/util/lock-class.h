@@ -43,19 +43,19 @@
 
 /*    class       comes after  what it protects */
 #define LOCK_CLASSES(X) \
-	X(control,    outermost,   "connections of the control socket") \
-	X(shrinkers,  control,     "the list of registered shrinkers") \
-	X(throttle,   shrinkers,   "new deferrals, while the worker catches up") \
-	X(catalog,    throttle,    "the table of volumes, their names and sizes") \
-	X(pool,       catalog,     "deferred requests and the pool mode") \
-	X(prison,     pool,        "cells of one shard of a prison") \
-	X(meta_root,  prison,      "roots, space maps and devices of the open transaction") \
-	X(block,      meta_root,   "the content of one metadata block; parent before child") \
-	X(tm,         block,       "the shadow set of a transaction manager") \
-	X(bufio,      tm,          "the buffers of one shard of a cache") \
-	X(bufio_lru,  bufio,       "sizes, write-back and waiting of one cache") \
-	X(io,         bufio_lru,   "a queue's or a device's own lists") \
-	X(log,        io,          "logging")
+	X(control, outermost, "connections of the control socket") \
+	X(shrinkers, control, "the list of registered shrinkers") \
+	X(throttle, shrinkers, "new deferrals, while the worker catches up") \
+	X(catalog, throttle, "the table of volumes, their names and sizes") \
+	X(pool, catalog, "deferred requests and the pool mode") \
+	X(prison, pool, "cells of one shard of a prison") \
+	X(meta_root, prison, "roots, space maps and devices of the open transaction") \
+	X(block, meta_root, "the content of one metadata block; parent before child") \
+	X(tm, block, "the shadow set of a transaction manager") \
+	X(bufio, tm, "the buffers of one shard of a cache") \
+	X(bufio_lru, bufio, "sizes, write-back and waiting of one cache") \
+	X(io, bufio_lru, "a queue's or a device's own lists") \
+	X(log, io, "logging")
 
 struct TP_TSA(capability("lock class")) lock_class_token {
 	char unused;
@@ -107,7 +107,8 @@ void tp_lock_take(struct tp_lock *l, enum lock_class class, bool shared);
 bool tp_lock_try(struct tp_lock *l, enum lock_class class, bool shared);
 void tp_lock_drop(struct tp_lock *l);
 
-/* Conditions on a LOCK_KIND_MUTEX, with CLOCK_MONOTONIC deadlines.  Must be the innermost lock held. */
+/* Conditions on a LOCK_KIND_MUTEX, with CLOCK_MONOTONIC deadlines.  Must be the innermost lock
+ * held. */
 void tp_cond_init(pthread_cond_t *cond);
 void tp_lock_wait(struct tp_lock *l, pthread_cond_t *cond);
 /* Returns false when @deadline_usec (time_monotonic_usec()) has passed. */

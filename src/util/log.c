@@ -33,11 +33,11 @@ void log_set_tap(void (*fn)(enum log_level, const char *, void *), void *ctx)
 	log_tap = fn;
 }
 
-static void log_write(enum log_level level, const char *module, const char *suffix,
-		      const char *fmt, va_list args) TP_PRINTF(4, 0);
+static void log_write(enum log_level level, const char *module, const char *suffix, const char *fmt,
+		      va_list args) TP_PRINTF(4, 0);
 
-static void log_write(enum log_level level, const char *module, const char *suffix,
-		      const char *fmt, va_list args)
+static void log_write(enum log_level level, const char *module, const char *suffix, const char *fmt,
+		      va_list args)
 {
 	char line[LINE_BYTES];
 	int mark = snprintf(line, sizeof(line), "<%d>", (int)level);
@@ -102,6 +102,7 @@ void log_line_limited(struct log_limit *limit, enum log_level level, const char 
 
 void tp_invariant_failed(const char *cond, const char *file, int line)
 {
-	log_line(LOG_LEVEL_ERR, "invariant", "%s does not hold at %s:%d, stopping", cond, file, line);
+	log_line(LOG_LEVEL_ERR, "invariant", "%s does not hold at %s:%d, stopping", cond, file,
+		 line);
 	abort();
 }

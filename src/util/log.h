@@ -23,7 +23,8 @@ enum log_level { LOG_LEVEL_ERR = 3, LOG_LEVEL_WARN = 4, LOG_LEVEL_INFO = 6, LOG_
 /* Lines above this level are dropped.  Default: LOG_LEVEL_INFO. */
 void log_set_level(enum log_level level);
 
-/* Besides stderr, hand each line (without the mark) to @fn; NULL: to nobody.  For tests and status. */
+/* Besides stderr, hand each line (without the mark) to @fn; NULL: to nobody.  For tests and status.
+ */
 void log_set_tap(void (*fn)(enum log_level level, const char *line, void *ctx), void *ctx);
 
 void log_line(enum log_level level, const char *module, const char *fmt, ...) TP_PRINTF(3, 4);
@@ -34,7 +35,8 @@ void log_line(enum log_level level, const char *module, const char *fmt, ...) TP
 #define log_info(...) log_line(LOG_LEVEL_INFO, LOG_MODULE, __VA_ARGS__)
 #define log_debug(...) log_line(LOG_LEVEL_DEBUG, LOG_MODULE, __VA_ARGS__)
 
-/* For paths that a client or a damaged disk can trigger at will: at most one line in five seconds. */
+/* For paths that a client or a damaged disk can trigger at will: at most one line in five seconds.
+ */
 struct log_limit {
 	_Atomic uint64_t next_usec;
 	atomic_uint suppressed;
@@ -42,15 +44,15 @@ struct log_limit {
 void log_line_limited(struct log_limit *limit, enum log_level level, const char *module,
 		      const char *fmt, ...) TP_PRINTF(4, 5);
 
-#define log_err_limited(...)                                                                       \
-	do {                                                                                       \
-		static struct log_limit limit_;                                                    \
-		log_line_limited(&limit_, LOG_LEVEL_ERR, LOG_MODULE, __VA_ARGS__);                 \
+#define log_err_limited(...) \
+	do { \
+		static struct log_limit limit_; \
+		log_line_limited(&limit_, LOG_LEVEL_ERR, LOG_MODULE, __VA_ARGS__); \
 	} while (0)
-#define log_warn_limited(...)                                                                      \
-	do {                                                                                       \
-		static struct log_limit limit_;                                                    \
-		log_line_limited(&limit_, LOG_LEVEL_WARN, LOG_MODULE, __VA_ARGS__);                \
+#define log_warn_limited(...) \
+	do { \
+		static struct log_limit limit_; \
+		log_line_limited(&limit_, LOG_LEVEL_WARN, LOG_MODULE, __VA_ARGS__); \
 	} while (0)
 
 #endif
