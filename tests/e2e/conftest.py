@@ -8,6 +8,7 @@ loop devices are detached, processes are ended by their pid.
 Environment: TP_BUILD, the build directory (default: build/ beside src/); TP_SEED, the seed of
 random tests.
 """
+import json
 import os
 import pathlib
 import random
@@ -114,6 +115,12 @@ class Daemon:
 
     def vol(self, name):
         return self.mnt / name
+
+    def status(self):
+        return json.loads(run(THINPOOLCTL, 'status', self.mnt, '--json').stdout)
+
+    def list(self):
+        return json.loads(run(THINPOOLCTL, 'list', self.mnt, '--json').stdout)
 
     def stop(self, how='umount'):
         """End it cleanly; the exit code must be 0."""

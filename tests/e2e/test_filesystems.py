@@ -36,11 +36,6 @@ def sync_fs(path):
     run('sync', '-f', path)
 
 
-def status(bench, d):
-    import json
-    return json.loads(bench.ctl('status', d.mnt, '--json').stdout)
-
-
 MKFS = {'ext4': ('mkfs.ext4', '-q', '-E', 'nodiscard'), 'xfs': ('mkfs.xfs', '-q', '-K')}
 # An xfs snapshot carries its origin's UUID.
 SNAP_MOUNT = {'ext4': (), 'xfs': ('-o', 'nouuid')}
@@ -92,13 +87,13 @@ def test_file_system_lives_on_a_volume(bench, seed, fstype, block_size, direct):
     ballast = root / 'ballast'
     ballast.write_bytes(random.Random(seed).randbytes(64 * MIB))
     sync_fs(root)
-    used = status(bench, d)['data']['used']
+    used = d.status()['data_used']
     held = os.stat(pooldir / 'data').st_blocks
     ballast.unlink()
     sync_fs(root)
     run('fstrim', root)
     wait_for('the pool to get the space back',
-             lambda: status(bench, d)['data']['used'] <= used - 56 * MIB)
+             lambda: d.status()['data_used'] <= used - 56 * MIB)
     wait_for('the host to get the space back',
              lambda: os.stat(pooldir / 'data').st_blocks * 512 <= held * 512 - 56 * MIB)
 
@@ -109,10 +104,10 @@ def test_file_system_lives_on_a_volume(bench, seed, fstype, block_size, direct):
         f.seek(5 * GIB)
         f.write(random.Random(seed + 2).randbytes(8 * MIB))
         os.fsync(f.fileno())
-    used = status(bench, d)['data']['used']
+    used = d.status()['data_used']
     bench.ctl('delete', d.vol('snap'))
     wait_for('the deleted volume to free its blocks',
-             lambda: status(bench, d)['data']['used'] <= used - 7 * MIB)
+             lambda: d.status()['data_used'] <= used - 7 * MIB)
 
     bench.umount(root)
     lo.detach()
