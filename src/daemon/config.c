@@ -1,0 +1,368 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * config.c - the INI configuration
+ *
+ * One table says everything about a key: where it stands, how it is read and
+ * written, and its default as text, so that defaults, files and the printed
+ * configuration cannot disagree.  libinih splits the lines; it cuts long ones in
+ * two and hands no line numbers to its handler, so the text is looked at first
+ * (length, encoding) and the number of the first bad line is what it returns.
+ */
+#include "daemon/config.h"
+
+#include <errno.h>
+#include <ini.h>
+#include <inttypes.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "util/cleanup.h"
+#include "util/clock.h"
+#include "util/parse-size.h"
+#include "util/utf8.h"
+
+struct config_key;
+
+struct value_kind {
+	/* 0, or -EINVAL; *@field is written on success only */
+	int (*parse)(const struct config_key *key, const char *text, void *field);
+	void (*print)(const struct config_key *key, const void *field, FILE *out);
+};
+
+struct config_key {
+	const char *section, *name, *def;
+	size_t offset;
+	const struct value_kind *kind;
+	uint64_t min, max;        /* sizes, counts, seconds */
+	const char *const *words; /* enumerations: NULL-terminated, in the order of the values */
+	const char *expected;     /* for the message */
+};
+
+/* ---- kinds of value ---- */
+
+static int parse_size_value(const struct config_key *key, const char *text, void *field)
+{
+	uint64_t bytes;
+	int r = parse_size(text, &bytes);
+
+	if (r || bytes < key->min || bytes > key->max)
+		return -EINVAL;
+	*(uint64_t *)field = bytes;
+	return 0;
+}
+
+static void print_size_value(const struct config_key *key, const void *field, FILE *out)
+{
+	char buf[FORMAT_SIZE_MAX];
+	uint64_t bytes = *(const uint64_t *)field, back;
+
+	(void)key;
+	/* The short form only if it says exactly the same. */
+	if (!parse_size(format_size(bytes, buf, sizeof(buf)), &back) && back == bytes)
+		fputs(buf, out);
+	else
+		fprintf(out, "%" PRIu64, bytes);
+}
+
+/* Decimal seconds, down to a millisecond: "1", "0.5". */
+static int parse_seconds_value(const struct config_key *key, const char *text, void *field)
+{
+	char *end;
+	double seconds;
+
+	if (*text < '0' || *text > '9' || strspn(text, "0123456789.") != strlen(text))
+		return -EINVAL;
+	seconds = strtod(text, &end);
+	if (*end || seconds * USEC_PER_SEC < (double)key->min ||
+	    seconds * USEC_PER_SEC > (double)key->max)
+		return -EINVAL;
+	*(uint64_t *)field = (uint64_t)(seconds * 1000 + 0.5) * USEC_PER_MSEC;
+	return 0;
+}
+
+static void print_seconds_value(const struct config_key *key, const void *field, FILE *out)
+{
+	(void)key;
+	fprintf(out, "%g", (double)*(const uint64_t *)field / USEC_PER_SEC);
+}
+
+static int parse_count_value(const struct config_key *key, const char *text, void *field)
+{
+	unsigned long n;
+	char *end;
+
+	if (*text < '0' || *text > '9')
+		return -EINVAL;
+	errno = 0;
+	n = strtoul(text, &end, 10);
+	if (errno || *end || n < key->min || n > key->max)
+		return -EINVAL;
+	*(unsigned *)field = (unsigned)n;
+	return 0;
+}
+
+static void print_count_value(const struct config_key *key, const void *field, FILE *out)
+{
+	(void)key;
+	fprintf(out, "%u", *(const unsigned *)field);
+}
+
+static int find_word(const struct config_key *key, const char *text)
+{
+	for (int i = 0; key->words[i]; i++)
+		if (!strcmp(key->words[i], text))
+			return i;
+	return -EINVAL;
+}
+
+static int parse_bool_value(const struct config_key *key, const char *text, void *field)
+{
+	int i = find_word(key, text);
+
+	if (i < 0)
+		return i;
+	*(bool *)field = i == 1;
+	return 0;
+}
+
+static void print_bool_value(const struct config_key *key, const void *field, FILE *out)
+{
+	fputs(key->words[*(const bool *)field ? 1 : 0], out);
+}
+
+static int parse_word_value(const struct config_key *key, const char *text, void *field)
+{
+	int i = find_word(key, text);
+
+	if (i < 0)
+		return i;
+	*(int *)field = i;
+	return 0;
+}
+
+static void print_word_value(const struct config_key *key, const void *field, FILE *out)
+{
+	fputs(key->words[*(const int *)field], out);
+}
+
+static const char *const level_words[] = { "error", "warning", "info", "debug", NULL };
+static const enum log_level level_values[] = { LOG_LEVEL_ERR, LOG_LEVEL_WARN, LOG_LEVEL_INFO,
+					       LOG_LEVEL_DEBUG };
+
+static int parse_level_value(const struct config_key *key, const char *text, void *field)
+{
+	int i = find_word(key, text);
+
+	if (i < 0)
+		return i;
+	*(enum log_level *)field = level_values[i];
+	return 0;
+}
+
+static void print_level_value(const struct config_key *key, const void *field, FILE *out)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(level_values); i++)
+		if (level_values[i] == *(const enum log_level *)field)
+			fputs(key->words[i], out);
+}
+
+static const struct value_kind kind_size = { parse_size_value, print_size_value };
+static const struct value_kind kind_seconds = { parse_seconds_value, print_seconds_value };
+static const struct value_kind kind_count = { parse_count_value, print_count_value };
+static const struct value_kind kind_bool = { parse_bool_value, print_bool_value };
+static const struct value_kind kind_word = { parse_word_value, print_word_value };
+static const struct value_kind kind_level = { parse_level_value, print_level_value };
+
+/* ---- the keys ---- */
+
+static const char *const yes_no_words[] = { "no", "yes", NULL };
+static const char *const no_space_words[] = { "error", "queue", NULL };
+static const char *const discard_words[] = { "passdown", "no_passdown", "ignore", NULL };
+static const char *const cache_words[] = { "pages", "none", NULL };
+
+#define FIELD(f) .offset = offsetof(struct config, f)
+#define SECONDS(n) ((n)*USEC_PER_SEC)
+
+/* clang-format off: a table */
+static const struct config_key keys[] = {
+	{ "pool", "cache_size", "64M", FIELD(cache_size), .kind = &kind_size, .min = 1 << 20,
+	  .max = UINT64_C(1) << 40, .expected = "a size from 1M to 1T" },
+	{ "pool", "commit_interval", "1", FIELD(commit_interval_usec), .kind = &kind_seconds,
+	  .min = SECONDS(1) / 100, .max = SECONDS(60), .expected = "seconds from 0.01 to 60" },
+	{ "pool", "discard", "passdown", FIELD(discard), .kind = &kind_word, .words = discard_words,
+	  .expected = "passdown, no_passdown or ignore" },
+	{ "pool", "zero_new_blocks", "yes", FIELD(zero_new_blocks), .kind = &kind_bool,
+	  .words = yes_no_words, .expected = "yes or no" },
+	{ "pool", "no_space", "queue", FIELD(queue_if_no_space), .kind = &kind_bool,
+	  .words = no_space_words, .expected = "error or queue" },
+	{ "pool", "no_space_timeout", "60", FIELD(no_space_timeout_usec), .kind = &kind_seconds,
+	  .min = 0, .max = SECONDS(86400), .expected = "seconds from 0 (for ever) to 86400" },
+	{ "fuse", "workers", "2", FIELD(workers), .kind = &kind_count, .min = 1, .max = 64,
+	  .expected = "a number from 1 to 64" },
+	{ "fuse", "cache", "pages", FIELD(cache), .kind = &kind_word, .words = cache_words,
+	  .expected = "pages or none" },
+	{ "fuse", "allow_other", "no", FIELD(allow_other), .kind = &kind_bool,
+	  .words = yes_no_words, .expected = "yes or no" },
+	{ "daemon", "lock_memory", "yes", FIELD(lock_memory), .kind = &kind_bool,
+	  .words = yes_no_words, .expected = "yes or no" },
+	{ "daemon", "log_level", "info", FIELD(log_level), .kind = &kind_level,
+	  .words = level_words, .expected = "error, warning, info or debug" },
+};
+/* clang-format on */
+
+static void *field_of(const struct config_key *key, struct config *cfg)
+{
+	return (char *)cfg + key->offset;
+}
+
+void config_set_defaults(struct config *cfg)
+{
+	memset(cfg, 0, sizeof(*cfg));
+	for (size_t i = 0; i < ARRAY_SIZE(keys); i++)
+		TP_INVARIANT(!keys[i].kind->parse(&keys[i], keys[i].def, field_of(&keys[i], cfg)));
+}
+
+void config_print(const struct config *cfg, FILE *out)
+{
+	const char *section = "";
+
+	for (size_t i = 0; i < ARRAY_SIZE(keys); i++) {
+		if (strcmp(section, keys[i].section)) {
+			fprintf(out, "%s[%s]\n", *section ? "\n" : "", keys[i].section);
+			section = keys[i].section;
+		}
+		fprintf(out, "%s = ", keys[i].name);
+		keys[i].kind->print(&keys[i], (const char *)cfg + keys[i].offset, out);
+		fputc('\n', out);
+	}
+}
+
+/* ---- reading a file ---- */
+
+struct reading {
+	struct config cfg; /* becomes the caller's when all is well */
+	bool seen[ARRAY_SIZE(keys)];
+	struct tp_error what; /* the first mistake, without file and line */
+};
+
+static bool section_exists(const char *section)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(keys); i++)
+		if (!strcmp(keys[i].section, section))
+			return true;
+	return false;
+}
+
+/* libinih's handler: 0 makes this line the one ini_parse_string() returns, if it is the first. */
+static int handle_line(void *ctx, const char *section, const char *name, const char *value)
+{
+	struct reading *rd = ctx;
+
+	for (size_t i = 0; i < ARRAY_SIZE(keys); i++) {
+		if (strcmp(keys[i].section, section) || strcmp(keys[i].name, name))
+			continue;
+		if (rd->seen[i]) {
+			tp_error(&rd->what, 0, "\"%s\" is set twice, remove one", name);
+			return 0;
+		}
+		rd->seen[i] = true;
+		if (!value || keys[i].kind->parse(&keys[i], value, field_of(&keys[i], &rd->cfg))) {
+			tp_error(&rd->what, 0, "\"%s\" is no value for %s, expected %s",
+				 value ? value : "", name, keys[i].expected);
+			return 0;
+		}
+		return 1;
+	}
+	if (!*section)
+		tp_error(&rd->what, 0, "\"%s\" stands before any [section]", name);
+	else if (!section_exists(section))
+		tp_error(&rd->what, 0, "unknown section [%s], see thinpoold.conf(5)", section);
+	else
+		tp_error(&rd->what, 0, "unknown key \"%s\" in [%s], see thinpoold.conf(5)", name,
+			 section);
+	return 0;
+}
+
+/* A section that holds no key never reaches the handler, so look at the text for it too. */
+static int check_text(const char *path, const char *text, size_t len, struct tp_error *error)
+{
+	unsigned line = 1;
+
+	for (const char *p = text, *end = text + len; p < end; line++) {
+		const char *eol = memchr(p, '\n', (size_t)(end - p));
+		size_t n = (size_t)((eol ? eol : end) - p);
+		char section[CONFIG_LINE_MAX + 1];
+
+		if (n > CONFIG_LINE_MAX)
+			return tp_error(error, -EINVAL, "%s:%u: the line is longer than %u bytes",
+					path, line, CONFIG_LINE_MAX);
+		if (memchr(p, '\0', n) || !utf8_is_valid(p, n))
+			return tp_error(error, -EINVAL, "%s:%u: the line is not UTF-8 text", path,
+					line);
+		if (*p == '[' && memchr(p, ']', n)) {
+			memcpy(section, p + 1, n - 1);
+			*strchr(section, ']') = '\0';
+			if (!section_exists(section))
+				return tp_error(
+					error, -EINVAL,
+					"%s:%u: unknown section [%s], see thinpoold.conf(5)", path,
+					line, section);
+		}
+		p += n + 1;
+	}
+	return 0;
+}
+
+static void free_text(char **text)
+{
+	free(*text);
+}
+
+/* The whole file as a string; the caller frees it. */
+static int read_text(const char *path, char **ret_text, size_t *ret_len, struct tp_error *error)
+{
+	TP_CLEANUP(free_text) char *text = malloc(CONFIG_FILE_MAX + 2);
+	size_t len;
+	FILE *f;
+	int err;
+
+	if (!text)
+		return tp_error(error, -ENOMEM, "%s: out of memory", path);
+	f = fopen(path, "re");
+	if (!f && errno == ENOENT)
+		return -ENOENT;
+	if (!f)
+		return tp_error(error, -EINVAL, "%s: cannot be read: %s", path, strerror(errno));
+	len = fread(text, 1, CONFIG_FILE_MAX + 1, f);
+	err = ferror(f) ? errno : 0;
+	fclose(f);
+	if (err)
+		return tp_error(error, -EINVAL, "%s: cannot be read: %s", path, strerror(err));
+	if (len > CONFIG_FILE_MAX)
+		return tp_error(error, -EINVAL, "%s: is larger than %u bytes", path,
+				CONFIG_FILE_MAX);
+	text[len] = '\0';
+	*ret_text = tp_take(&text);
+	*ret_len = len;
+	return 0;
+}
+
+int config_read(const char *path, struct config *cfg, struct tp_error *error)
+{
+	TP_CLEANUP(free_text) char *text = NULL;
+	struct reading rd = { .cfg = *cfg };
+	size_t len;
+	int r = read_text(path, &text, &len, error);
+
+	if (!r)
+		r = check_text(path, text, len, error);
+	if (r)
+		return r;
+	r = ini_parse_string(text, handle_line, &rd);
+	if (r)
+		return tp_error(error, -EINVAL, "%s:%d: %s", path, r > 0 ? r : 0,
+				rd.what.text[0] ? rd.what.text : "expected \"key = value\"");
+	*cfg = rd.cfg;
+	return 0;
+}

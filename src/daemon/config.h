@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * config.h - the INI configuration: thinpoold.conf, and pool.conf of one pool
+ *
+ * Layer:    daemon.
+ * Units:    bytes and microseconds in memory; sizes and seconds in the files.
+ *
+ * Three sources, the later one wins: built-in defaults, the configuration file, and
+ * pool.conf in the pool directory.  Every mistake is an error with file and line: an
+ * unknown section or key, a bad value, a duplicate, a line that is no "key = value".
+ */
+#ifndef TP_DAEMON_CONFIG_H
+#define TP_DAEMON_CONFIG_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "pool/pool.h"
+#include "util/compiler.h"
+#include "util/error.h"
+#include "util/log.h"
+
+enum config_cache { CONFIG_CACHE_PAGES, CONFIG_CACHE_NONE };
+
+struct config {
+	/* [pool] */
+	uint64_t cache_size; /* bytes of metadata buffers */
+	uint64_t commit_interval_usec;
+	enum pool_discard discard;
+	bool zero_new_blocks;
+	bool queue_if_no_space;
+	uint64_t no_space_timeout_usec;
+	/* [fuse] */
+	unsigned workers;
+	enum config_cache cache;
+	bool allow_other;
+	/* [daemon] */
+	bool lock_memory;
+	enum log_level log_level;
+};
+
+#define CONFIG_DEFAULT_PATH "/etc/thinpoold/thinpoold.conf"
+#define CONFIG_FILE_MAX 65536 /* bytes */
+#define CONFIG_LINE_MAX 180   /* bytes; libinih cuts longer lines in two */
+
+void config_set_defaults(struct config *cfg);
+
+/*
+ * Read @path over what @cfg holds.
+ *   -ENOENT  no such file (then @error says nothing)
+ *   -EINVAL  a mistake; @error names file, line, thing and remedy; @cfg is unchanged
+ */
+int config_read(const char *path, struct config *cfg, struct tp_error *error) TP_MUST_CHECK;
+
+/* The effective values, in the form of the file. */
+void config_print(const struct config *cfg, FILE *out);
+
+#endif
