@@ -26,6 +26,7 @@ struct copy_job {
 	void (*done)(struct copy_job *job, int r);
 	/* private to io/ */
 	uint64_t submitted, finished;
+	bool zero, queued;
 	int result;
 	STAILQ_ENTRY(copy_job) link;
 };

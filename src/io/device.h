@@ -37,8 +37,8 @@ struct io_device_ops {
 /* First member of every implementation. */
 struct io_device {
 	const struct io_device_ops *ops;
-	const char *name;  /* for messages; owned by the implementation */
-	uint64_t size;     /* bytes; changed by io_device_resize() only */
+	const char *name;   /* for messages; owned by the implementation */
+	uint64_t size;      /* bytes; changed by io_device_resize() only */
 	uint32_t alignment; /* see io_device_alignment() */
 	bool read_only, is_block_device;
 };

@@ -45,8 +45,8 @@ enum io_op {
 struct io_request {
 	struct io_device *device;
 	enum io_op op;
-	uint64_t offset; /* bytes; aligned as io_device_alignment() says */
-	uint64_t length; /* bytes; for reads and writes the sum of the vectors */
+	uint64_t offset;         /* bytes; aligned as io_device_alignment() says */
+	uint64_t length;         /* bytes; for reads and writes the sum of the vectors */
 	const struct iovec *iov; /* borrowed until @done; not used by flush, discard, zero */
 	unsigned nr_iov;
 	void (*done)(struct io_request *io, int r);
@@ -54,7 +54,9 @@ struct io_request {
 	/* private to io/ */
 	struct iovec single; /* what io_request_set_buffer() points at */
 	uint64_t transferred;
+	struct io_device *target; /* who carries it out: @device, or what that wraps */
 	int result;
+	int stage; /* which way of zeroing or discarding is being tried */
 	STAILQ_ENTRY(io_request) link;
 };
 
@@ -89,7 +91,8 @@ void io_queue_kick(struct io_queue *q);
 /*
  * Submit, wait until something happened or @timeout_usec passed (0: do not wait;
  * UINT64_MAX: for ever), and call back all that is done.  Returns the number of
- * callbacks made.  May be called from a callback of the same queue.
+ * callbacks made, which is 0 after a timeout, a wake or a signal.  May be called from a
+ * callback of the same queue.
  */
 unsigned io_queue_run(struct io_queue *q, uint64_t timeout_usec);
 
@@ -108,9 +111,13 @@ struct io_watch {
 	short events;
 	void (*ready)(struct io_watch *w, short revents);
 	/* private to io/ */
-	bool armed, removed;
+	uint64_t id;   /* names the watch to the kernel, which may outlive it */
+	bool armed;    /* the kernel was asked */
+	short revents; /* it answered, @ready is yet to be called */
 	LIST_ENTRY(io_watch) link;
 };
+
+/* At most 64 watches a queue.  @ready may watch and unwatch, also itself. */
 void io_queue_watch(struct io_queue *q, struct io_watch *w);
 /* On return @ready will not be called again and @w may be freed. */
 void io_queue_unwatch(struct io_queue *q, struct io_watch *w);

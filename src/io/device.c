@@ -1,0 +1,442 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * device.c - opening files and block devices, and the calls every device has
+ *
+ * Owns the descriptor of a file device and with it the lock on the file.
+ *
+ * Exclusion: a regular file is held by flock (exclusive, or shared for readers).
+ * A block device is held by O_EXCL, which mounts, md, dm and other daemons respect;
+ * it has no shared form, so a reader only makes sure that nobody holds the device
+ * when it opens.
+ *
+ * Direct or page-cached: O_DIRECT where a read of one aligned sector works, tried
+ * once at open.  File systems in memory are page-cached by nature.
+ *
+ * Invariant: alignment is 1 exactly if the descriptor is not O_DIRECT.
+ *
+ * No locks: after open a file device does not change, but for its size and for the
+ * two flags of file-io.c, which are atomic.
+ */
+#include "io/io-internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <linux/magic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include "util/cleanup.h"
+
+enum { MIN_DIRECT_ALIGNMENT = 512, MAX_DIRECT_ALIGNMENT = 4096 };
+
+/* What one system call moves at most, in whole pages; the kernel's own limit. */
+#define MAX_TRANSFER_BYTES UINT32_C(0x7ffff000)
+
+static struct file_device *file_device(struct io_device *dev)
+{
+	return container_of(dev, struct file_device, base);
+}
+
+/* ------------------------------------------------------------- the file's ops */
+
+static void file_submit(struct io_device *dev, struct io_queue *q, struct io_request *io)
+{
+	file_io_begin(file_device(dev), io);
+	io_queue_start(q, io);
+}
+
+static int file_execute(struct io_device *dev, struct io_request *io)
+{
+	return file_io_execute(file_device(dev), io);
+}
+
+static int file_next_data(struct io_device *dev, uint64_t offset, uint64_t *ret_offset)
+{
+	uint64_t size = io_device_size(dev);
+	off_t at;
+
+	if (dev->is_block_device || offset >= size) {
+		*ret_offset = MIN(offset, size);
+		return 0;
+	}
+	/* Moves the file position, which nobody uses. */
+	at = lseek(file_device(dev)->fd, (off_t)offset, SEEK_DATA);
+	if (at < 0 && errno != ENXIO)
+		return -errno;
+	*ret_offset = at < 0 ? size : MIN((uint64_t)at, size);
+	return 0;
+}
+
+static int current_size(int fd, bool is_block_device, uint64_t *ret_bytes)
+{
+	struct stat st;
+
+	if (is_block_device)
+		return ioctl(fd, BLKGETSIZE64, ret_bytes) ? -errno : 0;
+	if (fstat(fd, &st))
+		return -errno;
+	*ret_bytes = (uint64_t)st.st_size;
+	return 0;
+}
+
+static int file_resize(struct io_device *dev, uint64_t bytes)
+{
+	struct file_device *f = file_device(dev);
+	uint64_t now;
+	int r = current_size(f->fd, dev->is_block_device, &now);
+
+	if (r)
+		return r;
+	/* Grown already by somebody else, who may well have meant this: take it as it is. */
+	if (now >= bytes)
+		return 0;
+	if (dev->is_block_device)
+		return -EOPNOTSUPP;
+	return ftruncate(f->fd, (off_t)bytes) ? -errno : 0;
+}
+
+static int file_allocated(struct io_device *dev, uint64_t *ret_bytes)
+{
+	struct stat st;
+
+	if (dev->is_block_device) {
+		*ret_bytes = io_device_size(dev);
+		return 0;
+	}
+	if (fstat(file_device(dev)->fd, &st))
+		return -errno;
+	*ret_bytes = (uint64_t)st.st_blocks * 512;
+	return 0;
+}
+
+static void file_close(struct io_device *dev)
+{
+	struct file_device *f = file_device(dev);
+
+	if (f->fd >= 0)
+		close(f->fd);
+	free((char *)dev->name);
+	free(f);
+}
+
+static const struct io_device_ops file_ops = {
+	.submit = file_submit,
+	.execute = file_execute,
+	.next_data = file_next_data,
+	.resize = file_resize,
+	.allocated = file_allocated,
+	.close = file_close,
+};
+
+/* ----------------------------------------------------------------------- open */
+
+/* The type decides how to open, so it has to be known before. */
+static int file_type(const char *path, unsigned flags, mode_t *ret_type)
+{
+	struct stat st;
+
+	if (!stat(path, &st))
+		*ret_type = st.st_mode & S_IFMT;
+	else if (errno == ENOENT && flags & IO_OPEN_CREATE)
+		*ret_type = S_IFREG;
+	else
+		return -errno;
+	return *ret_type == S_IFREG || *ret_type == S_IFBLK ? 0 : -ENOTBLK;
+}
+
+static int open_fd(const char *path, int oflags, int *ret_fd)
+{
+	int fd = open(path, oflags | O_CLOEXEC, 0600);
+
+	if (fd < 0)
+		return -errno;
+	*ret_fd = fd;
+	return 0;
+}
+
+static int open_regular(const char *path, unsigned flags, int *ret_fd)
+{
+	bool reader = flags & IO_OPEN_READ_ONLY;
+	int fd, r;
+
+	r = open_fd(path, (reader ? O_RDONLY : O_RDWR) | (flags & IO_OPEN_CREATE ? O_CREAT : 0),
+		    &fd);
+	if (r)
+		return r;
+	if (flock(fd, (reader ? LOCK_SH : LOCK_EX) | LOCK_NB)) {
+		r = errno == EWOULDBLOCK ? -EBUSY : -errno;
+		close(fd);
+		return r;
+	}
+	*ret_fd = fd;
+	return 0;
+}
+
+static int open_block(const char *path, unsigned flags, int *ret_fd)
+{
+	int fd, r;
+
+	if (!(flags & IO_OPEN_READ_ONLY))
+		return open_fd(path, O_RDWR | O_EXCL, ret_fd);
+	r = open_fd(path, O_RDONLY | O_EXCL, &fd);
+	if (r)
+		return r;
+	close(fd);
+	return open_fd(path, O_RDONLY, ret_fd);
+}
+
+/*
+ * The alignment to try first for direct I/O, 0 if there is none.  Newer kernels
+ * tell; on older ones a block device has its logical sectors and a file is probed.
+ */
+static uint32_t direct_alignment(int fd, const struct io_device *dev)
+{
+	int sector = MIN_DIRECT_ALIGNMENT;
+#ifdef STATX_DIOALIGN
+	struct statx stx;
+
+	if (!statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &stx) && stx.stx_mask & STATX_DIOALIGN) {
+		if (!stx.stx_dio_offset_align)
+			return 0;
+		return MAX(MAX(stx.stx_dio_mem_align, stx.stx_dio_offset_align),
+			   (uint32_t)MIN_DIRECT_ALIGNMENT);
+	}
+#endif
+	if (dev->is_block_device)
+		return ioctl(fd, BLKSSZGET, &sector) ? MAX_DIRECT_ALIGNMENT : (uint32_t)sector;
+	/* Nothing to probe in an empty file: be careful instead. */
+	return dev->size ? MIN_DIRECT_ALIGNMENT : MAX_DIRECT_ALIGNMENT;
+}
+
+/* An error other than "not like this" is for whoever reads there; it says nothing here. */
+static bool probe(int fd, void *buffer, uint32_t alignment)
+{
+	return pread(fd, buffer, alignment, 0) >= 0 || (errno != EINVAL && errno != EOPNOTSUPP);
+}
+
+static bool in_memory(int fd)
+{
+	struct statfs fs;
+
+	return !fstatfs(fd, &fs) && (fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC);
+}
+
+static void freep(void **p)
+{
+	free(*p);
+}
+
+/* Switch to O_DIRECT if it works.  Returns the alignment, 1 for page-cached. */
+static uint32_t try_direct(int fd, const struct io_device *dev)
+{
+	TP_CLEANUP(freep) void *buffer = NULL;
+	uint32_t alignment = direct_alignment(fd, dev);
+	int fl = fcntl(fd, F_GETFL);
+
+	if (!alignment || (!dev->is_block_device && in_memory(fd)))
+		return 1;
+	buffer = io_buffer_alloc(MAX_DIRECT_ALIGNMENT);
+	if (!buffer || fl < 0 || fcntl(fd, F_SETFL, fl | O_DIRECT))
+		return 1;
+	for (; alignment <= MAX_DIRECT_ALIGNMENT; alignment *= 2)
+		if (probe(fd, buffer, alignment))
+			return alignment;
+	(void)fcntl(fd, F_SETFL, fl); /* taking a flag back does not fail */
+	return 1;
+}
+
+static void closep(struct io_device **dev)
+{
+	io_device_close(*dev);
+}
+
+int io_device_open(const char *path, unsigned flags, struct io_device **ret_dev)
+{
+	TP_CLEANUP(closep) struct io_device *dev = NULL;
+	struct file_device *f;
+	struct stat st;
+	mode_t type;
+	int r;
+
+	if (flags & IO_OPEN_READ_ONLY && flags & IO_OPEN_CREATE)
+		return -EINVAL;
+	r = file_type(path, flags, &type);
+	if (r)
+		return r;
+
+	f = calloc(1, sizeof(*f));
+	if (!f)
+		return -ENOMEM;
+	dev = &f->base;
+	dev->ops = &file_ops;
+	dev->read_only = flags & IO_OPEN_READ_ONLY;
+	dev->is_block_device = type == S_IFBLK;
+	f->max_transfer = MAX_TRANSFER_BYTES;
+	f->fd = -1;
+	dev->name = strdup(path);
+	if (!dev->name)
+		return -ENOMEM;
+
+	r = dev->is_block_device ? open_block(path, flags, &f->fd)
+				 : open_regular(path, flags, &f->fd);
+	if (r)
+		return r;
+	if (fstat(f->fd, &st))
+		return -errno;
+	if ((st.st_mode & S_IFMT) != type)
+		return -EBUSY; /* replaced while we looked */
+	r = current_size(f->fd, dev->is_block_device, &dev->size);
+	if (r)
+		return r;
+	dev->alignment = flags & IO_OPEN_BUFFERED ? 1 : try_direct(f->fd, dev);
+	*ret_dev = tp_take(&dev);
+	return 0;
+}
+
+struct io_device *io_device_close(struct io_device *dev)
+{
+	if (dev)
+		dev->ops->close(dev);
+	return NULL;
+}
+
+void io_device_set_max_transfer(struct io_device *dev, uint32_t bytes)
+{
+	file_device(dev)->max_transfer = bytes;
+}
+
+void io_device_set_no_fallocate(struct io_device *dev)
+{
+	atomic_store(&file_device(dev)->no_punch, true);
+	atomic_store(&file_device(dev)->no_zero_range, true);
+}
+
+/* -------------------------------------------------- requests, on any device */
+
+static int check_vectors(const struct io_request *io, uint64_t mask)
+{
+	uint64_t sum = 0, unaligned = 0;
+
+	for (unsigned i = 0; i < io->nr_iov; i++) {
+		sum += io->iov[i].iov_len;
+		unaligned |= (uintptr_t)io->iov[i].iov_base | io->iov[i].iov_len;
+	}
+	return sum != io->length || unaligned & mask ? -EINVAL : 0;
+}
+
+static int check_request(const struct io_request *io)
+{
+	const struct io_device *dev = io->device;
+	uint64_t mask = dev->alignment - 1, size = io_device_size(dev);
+
+	if (unlikely(dev->read_only && io->op != IO_READ))
+		return -EROFS;
+	if (unlikely((io->offset | io->length) & mask))
+		return -EINVAL;
+	if (unlikely(io->length > size || io->offset > size - io->length))
+		return -EIO;
+	return io->op == IO_READ || io->op == IO_WRITE ? check_vectors(io, mask) : 0;
+}
+
+bool io_request_ends_at_once(const struct io_request *io, int *ret_r)
+{
+	if (io->op == IO_FLUSH) {
+		*ret_r = 0;
+		return io->device->read_only;
+	}
+	*ret_r = check_request(io);
+	return *ret_r || !io->length;
+}
+
+static int execute(struct io_request *io)
+{
+	int r;
+
+	tp_lock_may_wait(LC_bufio);
+	if (io_request_ends_at_once(io, &r))
+		return r;
+	return io->device->ops->execute(io->device, io);
+}
+
+int io_device_read(struct io_device *dev, void *buffer, uint64_t length, uint64_t offset)
+{
+	struct io_request io = { .device = dev, .op = IO_READ, .offset = offset };
+
+	io_request_set_buffer(&io, buffer, length);
+	return execute(&io);
+}
+
+int io_device_write(struct io_device *dev, const void *buffer, uint64_t length, uint64_t offset)
+{
+	struct io_request io = { .device = dev, .op = IO_WRITE, .offset = offset };
+
+	io_request_set_buffer(&io, (void *)(uintptr_t)buffer, length);
+	return execute(&io);
+}
+
+int io_device_flush(struct io_device *dev)
+{
+	struct io_request io = { .device = dev, .op = IO_FLUSH };
+
+	return execute(&io);
+}
+
+int io_device_discard(struct io_device *dev, uint64_t offset, uint64_t length)
+{
+	struct io_request io = {
+		.device = dev, .op = IO_DISCARD, .offset = offset, .length = length
+	};
+
+	return execute(&io);
+}
+
+int io_device_zero(struct io_device *dev, uint64_t offset, uint64_t length)
+{
+	struct io_request io = { .device = dev, .op = IO_ZERO, .offset = offset, .length = length };
+
+	return execute(&io);
+}
+
+/* One lseek(): about a microsecond, and no I/O as a rule. */
+bool io_device_known_zero(struct io_device *dev, uint64_t offset, uint64_t length)
+{
+	uint64_t data;
+
+	if (dev->is_block_device || length > io_device_size(dev) ||
+	    offset > io_device_size(dev) - length)
+		return false;
+	return !dev->ops->next_data(dev, offset, &data) && data >= offset + length;
+}
+
+int io_device_resize(struct io_device *dev, uint64_t bytes)
+{
+	int r;
+
+	if (dev->read_only)
+		return -EROFS;
+	if (bytes > INT64_MAX || bytes < io_device_size(dev))
+		return -EINVAL;
+	r = dev->ops->resize(dev, bytes);
+	if (r)
+		return r;
+	__atomic_store_n(&dev->size, bytes, __ATOMIC_RELAXED);
+	return 0;
+}
+
+int io_device_allocated(struct io_device *dev, uint64_t *ret_bytes)
+{
+	return dev->ops->allocated(dev, ret_bytes);
+}
+
+void *io_buffer_alloc(uint64_t length)
+{
+	uint64_t rounded = DIV_ROUND_UP(MAX(length, 1), UINT64_C(4096)) * 4096;
+
+	return aligned_alloc(4096, rounded);
+}
