@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * mem-device.c - a device in memory
+ *
+ * One mapping of the whole size, which the kernel fills page by page, and a byte
+ * for each page that says whether it was written to, for next_data and allocated.
+ */
+#include "mem-device.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#define PAGE UINT64_C(4096)
+
+struct mem_device {
+	struct io_device base;
+	struct tp_lock lock;
+	char *data;
+	uint8_t *written; /* one a page */
+	uint64_t nr_pages;
+};
+
+static struct mem_device *mem_device(struct io_device *dev)
+{
+	return container_of(dev, struct mem_device, base);
+}
+
+static void *map(uint64_t bytes)
+{
+	void *p = mmap(NULL, MAX(bytes, 1), PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	TP_INVARIANT(p != MAP_FAILED);
+	return p;
+}
+
+static void mark(struct mem_device *m, uint64_t offset, uint64_t length)
+{
+	if (length)
+		memset(m->written + offset / PAGE, 1,
+		       (offset + length - 1) / PAGE - offset / PAGE + 1);
+}
+
+/* Whole pages go back to the system; the ends of the range are cleared. */
+static void discard(struct mem_device *m, uint64_t offset, uint64_t length)
+{
+	uint64_t first = DIV_ROUND_UP(offset, PAGE), last = (offset + length) / PAGE;
+
+	if (first >= last) {
+		memset(m->data + offset, 0, length);
+		return;
+	}
+	memset(m->data + offset, 0, first * PAGE - offset);
+	memset(m->data + last * PAGE, 0, offset + length - last * PAGE);
+	TP_INVARIANT(!madvise(m->data + first * PAGE, (last - first) * PAGE, MADV_DONTNEED));
+	memset(m->written + first, 0, last - first);
+}
+
+static void transfer(struct mem_device *m, const struct io_request *io)
+{
+	char *at = m->data + io->offset;
+
+	for (unsigned i = 0; i < io->nr_iov; at += io->iov[i++].iov_len) {
+		if (io->op == IO_READ)
+			memcpy(io->iov[i].iov_base, at, io->iov[i].iov_len);
+		else
+			memcpy(at, io->iov[i].iov_base, io->iov[i].iov_len);
+	}
+}
+
+static int mem_execute(struct io_device *dev, struct io_request *io)
+{
+	struct mem_device *m = mem_device(dev);
+
+	lock_io(&m->lock);
+	switch (io->op) {
+	case IO_WRITE:
+		mark(m, io->offset, io->length);
+		transfer(m, io);
+		break;
+	case IO_READ:
+		transfer(m, io);
+		break;
+	case IO_FLUSH:
+		break;
+	case IO_ZERO:
+		discard(m, io->offset, io->length);
+		mark(m, io->offset, io->length);
+		break;
+	case IO_DISCARD:
+		discard(m, io->offset, io->length);
+		break;
+	}
+	unlock_io(&m->lock);
+	return 0;
+}
+
+static void mem_submit(struct io_device *dev, struct io_queue *q, struct io_request *io)
+{
+	io_queue_complete(q, io, mem_execute(dev, io));
+}
+
+static int mem_next_data(struct io_device *dev, uint64_t offset, uint64_t *ret_offset)
+{
+	struct mem_device *m = mem_device(dev);
+	const uint8_t *found = NULL;
+	uint64_t at = io_device_size(dev);
+
+	lock_io(&m->lock);
+	if (offset < at)
+		found = memchr(m->written + offset / PAGE, 1, m->nr_pages - offset / PAGE);
+	if (found)
+		at = MAX((uint64_t)(found - m->written) * PAGE, offset);
+	unlock_io(&m->lock);
+	*ret_offset = MIN(at, io_device_size(dev));
+	return 0;
+}
+
+static int mem_resize(struct io_device *dev, uint64_t bytes)
+{
+	struct mem_device *m = mem_device(dev);
+	uint64_t nr_pages = DIV_ROUND_UP(bytes, PAGE);
+
+	lock_io(&m->lock);
+	m->data = mremap(m->data, MAX(io_device_size(dev), 1), MAX(bytes, 1), MREMAP_MAYMOVE);
+	m->written = mremap(m->written, MAX(m->nr_pages, 1), MAX(nr_pages, 1), MREMAP_MAYMOVE);
+	TP_INVARIANT(m->data != MAP_FAILED && m->written != MAP_FAILED);
+	m->nr_pages = nr_pages;
+	unlock_io(&m->lock);
+	return 0;
+}
+
+static int mem_allocated(struct io_device *dev, uint64_t *ret_bytes)
+{
+	struct mem_device *m = mem_device(dev);
+	uint64_t nr = 0;
+
+	lock_io(&m->lock);
+	for (uint64_t i = 0; i < m->nr_pages; i++)
+		nr += m->written[i];
+	unlock_io(&m->lock);
+	*ret_bytes = nr * PAGE;
+	return 0;
+}
+
+static void mem_close(struct io_device *dev)
+{
+	struct mem_device *m = mem_device(dev);
+
+	munmap(m->data, MAX(io_device_size(dev), 1));
+	munmap(m->written, MAX(m->nr_pages, 1));
+	tp_lock_destroy(&m->lock);
+	free(m);
+}
+
+static const struct io_device_ops mem_ops = {
+	.submit = mem_submit,
+	.execute = mem_execute,
+	.next_data = mem_next_data,
+	.resize = mem_resize,
+	.allocated = mem_allocated,
+	.close = mem_close,
+};
+
+struct io_device *mem_device_create(uint64_t bytes)
+{
+	struct mem_device *m = calloc(1, sizeof(*m));
+
+	TP_INVARIANT(m);
+	m->base = (struct io_device){
+		.ops = &mem_ops, .name = "memory", .size = bytes, .alignment = 1
+	};
+	tp_lock_init(&m->lock, LC_io, LOCK_KIND_MUTEX);
+	m->nr_pages = DIV_ROUND_UP(bytes, PAGE);
+	m->data = map(bytes);
+	m->written = map(m->nr_pages);
+	return &m->base;
+}
+
+void mem_device_set_alignment(struct io_device *dev, uint32_t alignment)
+{
+	dev->alignment = alignment;
+}
+
+void mem_device_set_read_only(struct io_device *dev, bool read_only)
+{
+	dev->read_only = read_only;
+}
+
+void *mem_device_data(struct io_device *dev)
+{
+	return mem_device(dev)->data;
+}
+
+void mem_device_touch(struct io_device *dev, uint64_t offset, uint64_t length)
+{
+	mark(mem_device(dev), offset, length);
+}
+
+struct io_device *mem_device_clone(struct io_device *dev)
+{
+	struct mem_device *from = mem_device(dev), *to;
+	uint64_t at, size = io_device_size(dev);
+
+	to = mem_device(mem_device_create(size));
+	to->base.alignment = dev->alignment;
+	lock_io(&from->lock);
+	memcpy(to->written, from->written, from->nr_pages);
+	for (uint64_t i = 0; i < from->nr_pages; i++) {
+		at = i * PAGE;
+		if (from->written[i])
+			memcpy(to->data + at, from->data + at, MIN(PAGE, size - at));
+	}
+	unlock_io(&from->lock);
+	return &to->base;
+}
