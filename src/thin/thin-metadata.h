@@ -15,11 +15,15 @@
  *             -EEXIST       the device id is taken
  *             -EWOULDBLOCK  would need I/O
  *             -ENOSPC       no free block (data or metadata)
- *             -EPERM        opened read-only
- *             -EINVAL       the metadata has failed (fail_io): only close is left
+ *             -EPERM        read-only, or NEEDS_CHECK is set
+ *             -EINVAL       the metadata has failed (fail_io): only close is left; or a bad
+ *                           argument, where a call says so; or a mutator before the abort
+ *                           that an earlier error made necessary
+ *             -EOVERFLOW    2^24 snapshots were taken: no further one
  *             -EILSEQ, -ENOTBLK, -EUCLEAN, -EIO  damage or a device error, logged where found
- *           After an error of a mutator, other than -EEXIST, -ENODATA, -EBUSY and data
- *           -ENOSPC, the only legal mutators are thin_metadata_abort() and _close().
+ *           After an error of a mutator, other than -EEXIST, -ENODATA, -EBUSY, -EPERM,
+ *           -EOVERFLOW, a bad argument and data -ENOSPC (these have changed nothing), the only
+ *           legal mutators are thin_metadata_abort() and _close(); commit refuses.
  */
 #ifndef TP_THIN_THIN_METADATA_H
 #define TP_THIN_THIN_METADATA_H
@@ -46,7 +50,7 @@ struct thin_device;
 int thin_metadata_format(struct io_device *dev, uint32_t data_block_sectors,
 			 struct tp_error *error) TP_EXCLUDES_ALL TP_MUST_CHECK;
 
-/* All 4096 bytes of block 0 are zero: nothing was ever formatted here. */
+/* All 4096 bytes of block 0 are zero (or it does not exist): nothing was ever formatted here. */
 int thin_metadata_is_unformatted(struct io_device *dev, bool *ret_unformatted) TP_MUST_CHECK;
 
 struct thin_metadata_options {
@@ -56,7 +60,14 @@ struct thin_metadata_options {
 	struct io_device *data;
 };
 
-/* @dev stays the caller's.  Refuses what semantics.md says the kernel must refuse, and more. */
+/*
+ * @dev stays the caller's.  Refuses what semantics.md says the kernel must refuse, and more;
+ * @error says what and what to do about it.
+ *   -ENODATA     not formatted
+ *   -EILSEQ, -ENOTBLK, -EUCLEAN  no thin-pool metadata, or damaged
+ *   -EOPNOTSUPP  made by something newer (feature flags, version)
+ *   -EINVAL      the metadata or data device is smaller than it was
+ */
 int thin_metadata_open(struct io_device *dev, const struct thin_metadata_options *options,
 		       struct thin_metadata **ret_tmd,
 		       struct tp_error *error) TP_EXCLUDES_ALL TP_MUST_CHECK;
@@ -96,6 +107,7 @@ void thin_metadata_set_read_only(struct thin_metadata *tmd) TP_EXCLUDES(lc_meta_
 
 /* ---- devices (mutators) ---- */
 
+/* Ids above THIN_ID_MAX are -EINVAL. */
 int thin_metadata_create_thin(struct thin_metadata *tmd, thin_id_t id)
 	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
 /* The caller has quiesced the origin's I/O.  -ENODATA: no such origin. */
@@ -105,11 +117,14 @@ int thin_metadata_create_snap(struct thin_metadata *tmd, thin_id_t id, thin_id_t
 int thin_metadata_delete_thin(struct thin_metadata *tmd, thin_id_t id)
 	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
 
-/* Compare and swap.  -EINVAL: the current one is not @old. */
+/* Compare and swap.  -EINVAL: the current one is not @old; nothing is changed. */
 int thin_metadata_set_transaction_id(struct thin_metadata *tmd, uint64_t old, uint64_t new)
 	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
 
-/* Grow to @nr_blocks (shrinking is -EINVAL); takes effect at the commit. */
+/*
+ * Grow to @nr_blocks; takes effect at the commit.  -EINVAL: smaller than now, or larger than
+ * the data device or 2^40 blocks; nothing is changed.
+ */
 int thin_metadata_resize_data(struct thin_metadata *tmd, dblock_t nr_blocks)
 	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
 /* Use the metadata device up to its present size. */
@@ -128,6 +143,7 @@ struct thin_metadata_info {
 	mblock_t nr_metadata_blocks, nr_metadata_free;       /* free: without the reserve */
 	mblock_t metadata_reserve;                           /* kept back for commits */
 };
+/* When the metadata has failed: 0 with @failed set and all counts zero. */
 int thin_metadata_get_info(struct thin_metadata *tmd, struct thin_metadata_info *ret_info)
 	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
 
@@ -137,7 +153,10 @@ struct thin_cache_stats {
 };
 void thin_metadata_get_cache_stats(struct thin_metadata *tmd, struct thin_cache_stats *ret_stats);
 
-/* Devices in order of id: call @fn for each until it returns non-zero, and return that. */
+/*
+ * Devices in order of id, as they are in the open transaction: call @fn for each until it
+ * returns non-zero, and return that.  @fn is called with no lock held and may call back.
+ */
 struct thin_device_details {
 	thin_id_t id;
 	uint64_t mapped_blocks, transaction_id;
@@ -215,11 +234,14 @@ int thin_try_find_run(struct thin_device *td, vblock_t vblock, uint64_t max_bloc
 
 /*
  * Start reading a missing block through the calling thread's io_queue.  -EINPROGRESS: @w is
- * called when it is there or failed (in any case: look up again); 0: it is there already.
+ * called when it is there or failed: look up again, or if @result says that it failed, defer
+ * to a thread that may sleep in thin_find_run().  0: look up again at once (the block is there
+ * already, or meta_root was busy).
  */
 struct thin_waiter {
-	void (*done)(struct thin_waiter *w);
-	uintptr_t opaque[8]; /* private to thin/ */
+	void (*done)(struct thin_waiter *w); /* any thread, no lock held */
+	int result;                          /* 0, -EAGAIN (reset away: look up again), -errno */
+	uintptr_t opaque[8];                 /* private to thin/ */
 };
 int thin_metadata_prefetch(struct thin_metadata *tmd, mblock_t missing,
 			   struct thin_waiter *w) TP_MUST_CHECK;
@@ -228,13 +250,16 @@ int thin_metadata_prefetch(struct thin_metadata *tmd, mblock_t missing,
 int thin_insert_block(struct thin_device *td, vblock_t vblock, dblock_t dblock)
 	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
 
-/* Exchange the data blocks of two mapped vblocks of one device: no block is needed or freed. */
+/*
+ * Exchange the data blocks of two mapped vblocks of one device: no block is needed or freed.
+ * -ENODATA: one of them is not mapped; nothing is changed.
+ */
 int thin_swap_blocks(struct thin_device *td, vblock_t a, vblock_t b)
 	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
 
 /*
- * Unmap [begin, end), at most about @max_blocks of it, so that a huge range can be taken in
- * slices.  *@ret_next: go on here; == @end when all is done.
+ * Unmap [begin, end), at most about @max_blocks mapped blocks of it (a leaf's worth at least),
+ * so that a huge range can be taken in slices.  *@ret_next: go on here; == @end when all is done.
  */
 int thin_remove_range(struct thin_device *td, vblock_t begin, vblock_t end, uint64_t max_blocks,
 		      vblock_t *ret_next) TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
@@ -247,7 +272,10 @@ int thin_device_highest_mapped(struct thin_device *td, vblock_t *ret_vblock)
 
 /* Changed since the last commit: a flush of this volume needs one.  Lock-free. */
 bool thin_device_changed(const struct thin_device *td);
-/* Acknowledged changes of this device were rolled back since it was opened.  Lock-free. */
+/*
+ * Acknowledged changes of this device were rolled back.  Stays true, also for who opens it
+ * later, until the metadata is closed.  Lock-free.
+ */
 bool thin_device_aborted_changes(const struct thin_device *td);
 
 #endif
