@@ -1,0 +1,200 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * pool-internal.h - what the files of pool/ know of each other
+ *
+ * Two halves.  The I/O half (pool.c, map.c, worker.c ...) moves data and owns the worker
+ * thread.  The volume half (volume.c, command.c) owns the table of volumes, their names,
+ * open counts and catalog records, and the commands.
+ *
+ * "Worker only" calls are made by the pool's worker thread (or before it runs and after it
+ * has ended, by the thread that opens or closes the pool), with no lock held.  The worker is
+ * the mutator of thin-metadata.h.
+ */
+#ifndef TP_POOL_POOL_INTERNAL_H
+#define TP_POOL_POOL_INTERNAL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "io/device.h"
+#include "pool/pool.h"
+#include "thin/thin-metadata.h"
+
+struct prison;
+struct segment;
+struct stats;
+struct volume_table;
+struct worker;
+
+STAILQ_HEAD(command_list, pool_command);
+STAILQ_HEAD(segment_list, segment);
+
+struct pool {
+	/* Constant while the pool is open. */
+	struct pool_options options; /* paths: not kept */
+	struct io_device *metadata, *data;
+	bool owns_devices;
+	bool opened_read_only; /* by option, or because the metadata needs a check */
+	struct thin_metadata *tmd;
+	uint32_t block_size; /* bytes */
+	int block_shift;     /* log2 of it; -1: not a power of two */
+	uint32_t alignment;  /* of the data device */
+	uint64_t max_bytes;  /* a volume can have: 2^40 blocks or INT64_MAX */
+	struct prison *prison;
+	struct stats *stats;
+	struct worker *worker;
+
+	/* Taken shared for an instant by whoever defers, exclusively by a worker that is behind. */
+	struct tp_lock throttle; /* LC_throttle, rw */
+
+	/*
+	 * LC_pool, a mutex.  Guards the lists below, the reason and the copied info; nothing
+	 * that sleeps is called with it held.
+	 */
+	struct tp_lock lock;
+	struct command_list commands TP_GUARDED_BY(lc_pool); /* waiting for the worker */
+	char reason[256] TP_GUARDED_BY(lc_pool);
+	struct thin_metadata_info info TP_GUARDED_BY(lc_pool); /* as of the last commit or pass */
+
+	_Atomic enum pool_mode mode; /* changed by the worker, under LC_pool */
+	atomic_bool needs_check;
+	atomic_bool sizes_dirty; /* some volume's size_dirty is set: a commit is needed */
+
+	/* The volume half's.  Guarded by catalog_lock (LC_catalog) as volume.c says. */
+	struct tp_lock catalog_lock;
+	struct volume_table *volumes;
+	struct catalog *catalog; /* NULL: none.  Worker only */
+	atomic_bool has_catalog;
+};
+
+struct volume {
+	/* The I/O half reads these; they stay valid while anybody refers to the volume. */
+	struct pool *pool;
+	thin_id_t id;
+	struct thin_device *td;      /* open as long as the structure lives */
+	_Atomic uint64_t size_bytes; /* changed by the worker only */
+	atomic_bool read_only;       /* refuses writes with -EROFS */
+	/*
+	 * A write has made the volume larger than its catalog record says: set by the I/O half
+	 * (with pool->sizes_dirty), cleared by volumes_before_commit().
+	 */
+	atomic_bool size_dirty;
+
+	/* The I/O half's own: the gate (map.c). */
+	_Alignas(64) atomic_uint in_flight;               /* segments of requests past the gate */
+	atomic_uint gate_closed;                          /* how many have asked for quiet */
+	struct segment_list gated TP_GUARDED_BY(lc_pool); /* wait until it opens */
+
+	/* The volume half's own from here on. */
+	_Alignas(64) struct volume_table *table;
+};
+
+/* ---- what the I/O half does for the volume half ---- */
+
+/*
+ * Prepare the I/O fields of a fresh volume: pool, id, td, size.  The volume half calls it
+ * once, before anybody else can see the volume, and volume_io_destroy() when nobody can
+ * any more (no request is in flight then).
+ */
+void volume_io_init(struct volume *v, struct pool *pool, struct thin_device *td,
+		    uint64_t size_bytes);
+void volume_io_destroy(struct volume *v);
+
+/*
+ * Worker only.  Keep new I/O of @v from starting, and go on working (deferred requests,
+ * data I/O, mappings) until all that had started is done: then no write of @v is under
+ * way, and every acknowledged one is in the open transaction.  Requests that wait for free
+ * space or for a commit do not count: they are not acknowledged.  May nest; other volumes
+ * go on.  The error (-EIO) says that metadata failed meanwhile; the gate is closed anyway.
+ */
+int pool_quiesce_volume(struct pool *pool, struct volume *v) TP_EXCLUDES_ALL TP_MUST_CHECK;
+void pool_resume_volume(struct pool *pool, struct volume *v) TP_EXCLUDES_ALL;
+
+/*
+ * Worker only.  Carry out one POOL_READ, WRITE, PUNCH, ZERO or ALLOCATE on a volume whose
+ * gate is closed, and wait for it; done and private of @io are overwritten.  A shrinking
+ * POOL_RESIZE is a POOL_PUNCH of what lies behind the new end.
+ */
+int pool_worker_io(struct pool *pool, struct pool_io *io) TP_EXCLUDES_ALL TP_MUST_CHECK;
+
+/*
+ * Worker only.  Unmap about @max_blocks of [begin, end) of a volume that has no I/O in
+ * flight (removal of an unlinked one, slice by slice).  On error the metadata has failed.
+ */
+int pool_unmap_slice(struct pool *pool, struct volume *v, vblock_t begin, vblock_t end,
+		     uint64_t max_blocks, vblock_t *ret_next) TP_EXCLUDES_ALL TP_MUST_CHECK;
+
+/*
+ * Worker only.  A data block may have lost a user in the open transaction (a device was
+ * deleted): until the commit nobody writes in place to a block that was shared.
+ */
+void pool_note_sharing_reduced(struct pool *pool);
+
+/*
+ * Worker only.  volumes_before_commit(), commit, volumes_after_commit(); counts as the
+ * periodic commit and answers all flushes that wait.  On failure it has called
+ * pool_metadata_failed() already.
+ */
+int pool_commit_now(struct pool *pool) TP_EXCLUDES_ALL TP_MUST_CHECK;
+
+/*
+ * Worker only.  A mutator returned @r while doing @what ("insert a mapping"): abort, set
+ * NEEDS_CHECK, go read-only (or fail), volumes_after_abort(), error whatever waits for a
+ * commit.  Returns what to tell the client: -EIO.
+ */
+int pool_metadata_failed(struct pool *pool, const char *what, int r) TP_EXCLUDES_ALL;
+
+/*
+ * 0, or why metadata may not be changed now: -EROFS, -EIO (failed while in service).
+ * pool_check_space(): also -ENOSPC when metadata has only its reserve left, which is kept
+ * for deleting and discarding.  Any thread.
+ */
+int pool_check_writable(struct pool *pool) TP_MUST_CHECK;
+int pool_check_space(struct pool *pool) TP_MUST_CHECK;
+
+/* Any thread.  There is something for the worker to look at. */
+void pool_wake_worker(struct pool *pool);
+
+/* Call options.event, if there is one. */
+void pool_event(struct pool *pool, enum pool_event_kind kind, thin_id_t id,
+		const char *name) TP_EXCLUDES_ALL;
+
+/*
+ * pool_open() for devices that are the caller's and stay so: tests put them in memory.
+ * The paths of @options are not used.
+ */
+int pool_open_devices(const struct pool_options *options, struct io_device *metadata,
+		      struct io_device *data, struct pool **ret_pool,
+		      struct tp_error *error) TP_EXCLUDES_ALL TP_MUST_CHECK;
+
+/* ---- what the volume half does for the I/O half ---- */
+
+/*
+ * Fill pool->volumes and pool->catalog after thin_metadata_open(), before the worker runs.
+ * volumes_unload() is its reverse, also of a half-done load; no volume is referenced.
+ */
+int volumes_load(struct pool *pool, struct tp_error *error) TP_EXCLUDES_ALL TP_MUST_CHECK;
+void volumes_unload(struct pool *pool) TP_EXCLUDES_ALL;
+
+/*
+ * Worker only, once in each pass.  Carry out the commands that wait in pool->commands, one
+ * after another, commit once for all of them with pool_commit_now(), answer them; do a slice
+ * of background work (removal of unlinked volumes).  Returns true if there is more to do: then
+ * the worker comes back without waiting to be woken.
+ */
+bool pool_run_commands(struct pool *pool) TP_EXCLUDES_ALL TP_MUST_CHECK;
+
+/*
+ * Worker only.  Before a commit: write the catalog records of volumes that writes made larger,
+ * clear size_dirty and pool->sizes_dirty.  An error is a metadata failure.
+ */
+int volumes_before_commit(struct pool *pool) TP_EXCLUDES_ALL TP_MUST_CHECK;
+void volumes_after_commit(struct pool *pool) TP_EXCLUDES_ALL;
+/* The transaction was thrown away: volumes created in it are gone, sizes are the committed ones. */
+void volumes_after_abort(struct pool *pool) TP_EXCLUDES_ALL;
+
+/* For status.  Takes LC_catalog for a moment. */
+void volumes_get_totals(struct pool *pool, unsigned *ret_nr, uint64_t *ret_virtual_bytes)
+	TP_EXCLUDES(lc_catalog);
+
+#endif
