@@ -1,0 +1,48 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Check the form of every file: clang-format for C, an SPDX line in all that can carry one.
+
+Usage: format.py ROOT      Exit 0, or 1 with one line per violation.
+"""
+import pathlib
+import subprocess
+import sys
+
+CARRIES_SPDX = {'.c', '.h', '.py', '.sh', '.in', '.conf', '.build', '.1', '.5', '.7', '.8'}
+CLANG_FORMAT = 'clang-format-14'
+
+
+def tracked(root):
+    """Every file git knows; on an export without git, every file outside build directories."""
+    p = subprocess.run(['git', '-C', str(root), 'ls-files'], text=True, stdout=subprocess.PIPE,
+                       stderr=subprocess.DEVNULL)
+    if p.returncode == 0 and p.stdout:
+        names = p.stdout.splitlines()
+    else:
+        names = [str(f.relative_to(root)) for f in root.rglob('*')
+                 if not f.relative_to(root).parts[0].startswith(('build', '.git'))]
+    return [root / n for n in names if (root / n).is_file()]
+
+
+def is_script(path):
+    with open(path, 'rb') as f:
+        return f.read(2) == b'#!'
+
+
+def violations(root):
+    files = tracked(root)
+    for path in files:
+        if path.suffix in CARRIES_SPDX or path.name == 'meson_options.txt' or is_script(path):
+            head = path.read_text(errors='replace').splitlines()[:14]
+            if not any('SPDX-License-Identifier: GPL-2.0-or-later' in line for line in head):
+                yield f'{path}: no SPDX line at the top'
+    sources = [str(p) for p in files if p.suffix in ('.c', '.h')]
+    p = subprocess.run([CLANG_FORMAT, '--dry-run', *sources], text=True, stdout=subprocess.PIPE,
+                       stderr=subprocess.STDOUT)
+    yield from sorted({line for line in p.stdout.splitlines() if 'clang-format-violations' in line})
+
+
+if __name__ == '__main__':
+    found = list(violations(pathlib.Path(sys.argv[1]).resolve()))
+    print('\n'.join(found) or 'format: ok')
+    sys.exit(bool(found))
