@@ -74,7 +74,7 @@ enum lock_class { LOCK_CLASSES(LC_ENUM) LC_COUNT };
 /* Every class the pool's own threads hold: for calls that may take the outermost lock. */
 #define TP_EXCLUDES_ALL \
 	TP_EXCLUDES(lc_control, lc_shrinkers, lc_throttle, lc_catalog, lc_pool, lc_prison, \
-		    lc_meta_root, lc_block, lc_tm, lc_bufio, lc_bufio_lru, lc_io)
+		    lc_meta_root, lc_block, lc_tm, lc_bufio, lc_bufio_lru, lc_io, lc_fuse)
 
 /*
  * A lock is a writer-preferring rwlock (as the kernel's rwsem: readers queue

@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * fuse-session.h - serve a pool as a directory of files
+ *
+ * A volume is a regular file, inode 16 + thin id, file handle = thin id.  `.thinpool` holds
+ * files whose text the caller makes.  Inodes, handles and directory positions follow from what
+ * is on disk, so that a daemon started again could go on serving an old mount.
+ *
+ * Layer:    fuse; uses util/, io/, catalog/ and pool/.
+ * Threads:  the calls below come from any thread that serves no I/O of this pool.
+ * Units:    bytes; times in microseconds.
+ * Errors:   0 or a negative errno.
+ *
+ * Memory: each worker maps about 1 GiB of address space for request buffers, touched only as
+ * far as requests in flight need it.  mlockall() therefore wants MCL_ONFAULT.
+ */
+#ifndef TP_FUSE_FUSE_SESSION_H
+#define TP_FUSE_FUSE_SESSION_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "pool/pool.h"
+#include "util/compiler.h"
+#include "util/error.h"
+#include "util/lock-class.h"
+
+struct fuse_server;
+
+enum fuse_cache_mode {
+	FUSE_CACHE_PAGES, /* the kernel caches pages between opens; writes go through at once */
+	FUSE_CACHE_NONE,  /* every read and write comes to the daemon */
+};
+
+/* A read-only file in `.thinpool`; each open sees the text made at that moment. */
+struct fuse_virtual_file {
+	const char *name;
+	/* Text from malloc(), or NULL when there is no memory.  Called by a FUSE worker: no waiting. */
+	char *(*render)(void *ctx);
+	void *ctx;
+};
+
+#define FUSE_VIRTUAL_FILES_MAX 13 /* inodes 3..15 */
+
+struct fuse_server_options {
+	struct pool *pool;
+	const char *mountpoint;
+	unsigned nr_workers; /* 0: FUSE_WORKERS_DEFAULT */
+	enum fuse_cache_mode cache;
+	bool read_only;
+	bool allow_other;        /* users other than the daemon's may look in */
+	const char *socket_path; /* told by the xattr user.thinpool.socket of the root; NULL: none */
+	const struct fuse_virtual_file *files; /* names are borrowed until the server is gone */
+	unsigned nr_files;
+};
+
+#define FUSE_WORKERS_DEFAULT 2
+#define FUSE_WORKERS_MAX 64
+
+/*
+ * Mount and serve.  The mount answers when this returns.
+ *   -ENOENT, -ENOTDIR, -ENOTEMPTY, -EBUSY (something is mounted there), -ENODEV (no FUSE),
+ *   -EPERM: @error says what to do.
+ */
+int fuse_server_start(const struct fuse_server_options *options, struct fuse_server **ret_server,
+		      struct tp_error *error) TP_EXCLUDES_ALL TP_MUST_CHECK;
+
+/*
+ * Becomes readable, and stays so, when the mount is gone: unmounted by somebody, or aborted.
+ * The caller then calls fuse_server_stop().  Owned by the server.
+ */
+int fuse_server_end_fd(const struct fuse_server *server);
+
+/*
+ * Unmount, end the threads, free.  A mount in use (a loop device, an open file) is detached from
+ * the tree and served for @grace_usec more; who still uses it then gets ENOTCONN.
+ * Requests in flight are waited for: the pool must be able to end them.  Afterwards the pool holds
+ * no reference from here.  NULL is allowed.  Returns NULL.
+ */
+struct fuse_server *fuse_server_stop(struct fuse_server *server,
+				     uint64_t grace_usec) TP_EXCLUDES_ALL;
+
+/*
+ * Make the kernel forget what @event says has changed.  Only queues: for pool_options.event.  May
+ * be called with any lock held that comes before lc_fuse.
+ */
+void fuse_server_event(struct fuse_server *server,
+		       const struct pool_event *event) TP_EXCLUDES(lc_fuse);
+
+/*
+ * Ask the kernel to write back and drop the cached pages of all volumes, and wait for that: dirty
+ * pages (of shared mappings) come back as writes, which the pool's worker may have to serve.
+ * Not from a thread that serves I/O.
+ */
+void fuse_server_drop_pages(struct fuse_server *server)
+	TP_EXCLUDES(lc_throttle, lc_catalog, lc_pool, lc_prison, lc_meta_root, lc_block, lc_tm,
+		    lc_bufio, lc_bufio_lru, lc_io, lc_fuse);
+
+struct fuse_server_stats { /* since the mount */
+	uint64_t requests, handed_over; /* read from the kernel; ended by another thread */
+	uint64_t starved;               /* times a worker was out of request buffers */
+	uint64_t notices, notices_dropped;
+	unsigned open_volumes;
+};
+void fuse_server_get_stats(struct fuse_server *server, struct fuse_server_stats *ret_stats)
+	TP_EXCLUDES(lc_fuse);
+
+#endif
