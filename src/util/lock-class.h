@@ -55,7 +55,8 @@
 	X(bufio, tm, "the buffers of one shard of a cache") \
 	X(bufio_lru, bufio, "sizes, write-back and waiting of one cache") \
 	X(io, bufio_lru, "a queue's or a device's own lists") \
-	X(log, io, "logging")
+	X(fuse, io, "handles, notices and idle buffers of the mount; a leaf") \
+	X(log, fuse, "logging")
 
 struct TP_TSA(capability("lock class")) lock_class_token {
 	char unused;
