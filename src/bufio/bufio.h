@@ -24,6 +24,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/queue.h>
 
 #include "io/device.h"
 #include "thinpoold/types.h"
@@ -34,8 +35,8 @@ struct bufio_client;
 struct bufio_buffer;
 
 struct bufio_options {
-	const char *name;        /* for messages and the shrinker registry; copied */
-	uint64_t limit_bytes;    /* cached buffers; exceeded only by held and dirty ones */
+	const char *name;         /* for messages and the shrinker registry; copied */
+	uint64_t limit_bytes;     /* cached buffers; exceeded only by held and dirty ones */
 	unsigned reserve_buffers; /* preallocated, so that progress needs no memory; >= 6 */
 	/*
 	 * Called on the copy about to be written, with the buffer's aux word: fills in
@@ -51,7 +52,8 @@ struct bufio_options {
 int bufio_client_create(struct io_device *dev, const struct bufio_options *options,
 			struct bufio_client **ret_c) TP_EXCLUDES_ALL TP_MUST_CHECK;
 
-/* No buffer may be held.  Dirty buffers are dropped, not written.  NULL is allowed.  Returns NULL. */
+/* No buffer may be held.  Dirty buffers are dropped, not written.  NULL is allowed.  Returns NULL.
+ */
 struct bufio_client *bufio_client_destroy(struct bufio_client *c) TP_EXCLUDES_ALL;
 
 /*
@@ -106,7 +108,9 @@ void bufio_prefetch(struct bufio_client *c, mblock_t block, unsigned nr_blocks)
 /* Told once a read has ended; embedded in the caller's structure. */
 struct bufio_waiter {
 	void (*done)(struct bufio_waiter *w, int r); /* any thread, no lock held; 0 or -errno */
-	struct bufio_waiter *next; /* private to bufio/ */
+	/* private to bufio/ */
+	int result;
+	STAILQ_ENTRY(bufio_waiter) link;
 };
 
 /*
