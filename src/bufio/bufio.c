@@ -211,7 +211,8 @@ static void drop_all(struct bufio_client *c) TP_EXCLUDES(lc_bufio, lc_bufio_lru)
 	}
 }
 
-/* Copes with what client_init() and client_start() left unbuilt.  At the end nobody else knows it. */
+/* Copes with what client_init() and client_start() left unbuilt.  At the end nobody else knows it.
+ */
 TP_NO_TSA struct bufio_client *bufio_client_destroy(struct bufio_client *c)
 {
 	if (!c)
