@@ -61,8 +61,8 @@ int btree_lookup_next(const struct btree_info *info, mblock_t root, const uint64
 
 /* Single-level trees: one descent collects the entries of the leaf with keys >= @key and < @end. */
 struct btree_run {
-	unsigned nr;        /* entries found, 0: none in [key, end) within this leaf */
-	uint64_t next_key;  /* go on here; == end when the range is exhausted */
+	unsigned nr;       /* entries found, 0: none in [key, end) within this leaf */
+	uint64_t next_key; /* go on here; == end when the range is exhausted */
 };
 /*
  * @keys and @values have room for @max entries.  With @block false no I/O is done
@@ -94,7 +94,8 @@ int btree_find_highest_key(const struct btree_info *info, mblock_t root,
 
 /* Call @fn for each entry of a single-level tree in key order until it returns non-zero. */
 int btree_walk(const struct btree_info *info, mblock_t root,
-	       int (*fn)(void *context, uint64_t key, const void *value), void *context) TP_MUST_CHECK;
+	       int (*fn)(void *context, uint64_t key, const void *value),
+	       void *context) TP_MUST_CHECK;
 
 extern const struct block_validator btree_node_validator;
 
