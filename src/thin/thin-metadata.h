@@ -56,7 +56,8 @@ int thin_metadata_is_unformatted(struct io_device *dev, bool *ret_unformatted) T
 struct thin_metadata_options {
 	uint64_t cache_bytes;
 	bool read_only; /* never writes a byte */
-	/* Flushed before each commit (L3).  Stays the caller's.  NULL for tools that write no data. */
+	/* Flushed before each commit (L3).  Stays the caller's.  NULL for tools that write no data.
+	 */
 	struct io_device *data;
 };
 
@@ -100,7 +101,8 @@ bool thin_metadata_changed(struct thin_metadata *tmd) TP_EXCLUDES(lc_meta_root);
 int thin_metadata_abort(struct thin_metadata *tmd) TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
 
 /* Set NEEDS_CHECK in the committed superblock and make that durable at once. */
-int thin_metadata_set_needs_check(struct thin_metadata *tmd) TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+int thin_metadata_set_needs_check(struct thin_metadata *tmd)
+	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
 
 /* No change and no write from now on (-EPERM). */
 void thin_metadata_set_read_only(struct thin_metadata *tmd) TP_EXCLUDES(lc_meta_root);
@@ -138,18 +140,18 @@ struct thin_metadata_info {
 	uint64_t transaction_id;
 	uint32_t time;
 	bool needs_check, failed, read_only;
-	mblock_t held_root;                                  /* 0: no metadata snapshot */
-	dblock_t nr_data_blocks, nr_data_free;               /* free: can be allocated now */
-	mblock_t nr_metadata_blocks, nr_metadata_free;       /* free: without the reserve */
-	mblock_t metadata_reserve;                           /* kept back for commits */
+	mblock_t held_root;                            /* 0: no metadata snapshot */
+	dblock_t nr_data_blocks, nr_data_free;         /* free: can be allocated now */
+	mblock_t nr_metadata_blocks, nr_metadata_free; /* free: without the reserve */
+	mblock_t metadata_reserve;                     /* kept back for commits */
 };
 /* When the metadata has failed: 0 with @failed set and all counts zero. */
 int thin_metadata_get_info(struct thin_metadata *tmd, struct thin_metadata_info *ret_info)
 	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
 
 struct thin_cache_stats {
-	uint64_t cached_bytes, dirty_bytes, limit_bytes, hits, misses, reads, writes, shrunk_buffers,
-		resets;
+	uint64_t cached_bytes, dirty_bytes, limit_bytes, hits, misses, reads, writes,
+		shrunk_buffers, resets;
 };
 void thin_metadata_get_cache_stats(struct thin_metadata *tmd, struct thin_cache_stats *ret_stats);
 
@@ -174,8 +176,8 @@ struct thin_mapping {
 	uint32_t time;
 };
 int thin_metadata_for_each_mapping(struct thin_metadata *tmd, thin_id_t id,
-				   int (*fn)(void *ctx, const struct thin_mapping *m),
-				   void *ctx) TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+				   int (*fn)(void *ctx, const struct thin_mapping *m), void *ctx)
+	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
 
 /* ---- data blocks (mutators) ---- */
 

@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * thin-commit.c - making a transaction durable
+ *
+ * Owns the order in which a commit reaches the disk (L3):
+ *
+ *   lock       step
+ *   none       flush the data device: what new mappings point at
+ *   exclusive  device records into the details tree; then the data space map; then the metadata
+ *              space map, whose own blocks are the last that are allocated
+ *   shared     write and flush all dirty blocks: nothing on disk leads to them yet
+ *   exclusive  fill the superblock; end of the transaction's shadows
+ *   shared     write and flush the superblock: from here on the new state is the state
+ *   exclusive  only now: nothing is "changed" any more
+ *
+ * Between the steps nobody else can change anything, because this thread is the only mutator;
+ * lookups go on in the shared ones, and in the gaps.  A failure anywhere leaves the device in
+ * the old state or, if only the last flush failed, in the new one, and the abort that must
+ * follow reads which; the flags say "changed" until then, so that it can tell who lost what.
+ */
+#include "thin/thin-internal.h"
+
+#include <string.h>
+
+#include "io/device.h"
+
+/* The exclusive steps before the first write.  Leaves the next superblock in @scratch. */
+static int prepare(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root)
+{
+	struct thin_disk_superblock *sb = &tmd->scratch;
+	struct disk_sm_root sm_root;
+	int r;
+
+	r = devices_write_details(tmd);
+	if (!r)
+		r = sm_commit(tmd->data_sm);
+	if (!r)
+		r = tm_pre_commit(tmd->tm);
+	if (r)
+		return r;
+
+	memcpy(sb, &tmd->committed, sizeof(*sb));
+	sb->time = le32_make(tmd->time);
+	sb->trans_id = le64_make(tmd->trans_id);
+	sb->data_mapping_root = le64_make(tmd->root);
+	sb->device_details_root = le64_make(tmd->details_root);
+	sm_copy_root(tmd->data_sm, &sm_root);
+	memcpy(sb->data_sm_root, &sm_root, sizeof(sm_root));
+	sm_copy_root(tmd->metadata_sm, &sm_root);
+	memcpy(sb->metadata_sm_root, &sm_root, sizeof(sm_root));
+	return 0;
+}
+
+static int write_superblock(struct thin_metadata *tmd) TP_EXCLUDES(lc_meta_root)
+{
+	int r;
+
+	lock_meta_root(&tmd->lock);
+	r = superblock_set(tmd->bm, &tmd->scratch);
+	if (!r)
+		tm_end_transaction(tmd->tm);
+	unlock_meta_root(&tmd->lock);
+	if (r)
+		return r;
+
+	lock_meta_root_shared(&tmd->lock);
+	r = tm_flush(tmd->tm);
+	unlock_meta_root_shared(&tmd->lock);
+	return r;
+}
+
+int commit_to_disk(struct thin_metadata *tmd)
+{
+	int r;
+
+	lock_meta_root(&tmd->lock);
+	r = prepare(tmd);
+	unlock_meta_root(&tmd->lock);
+	if (r)
+		return r;
+
+	lock_meta_root_shared(&tmd->lock);
+	r = tm_flush(tmd->tm);
+	unlock_meta_root_shared(&tmd->lock);
+	if (!r)
+		r = write_superblock(tmd);
+	if (r)
+		return r;
+
+	lock_meta_root(&tmd->lock);
+	memcpy(&tmd->committed, &tmd->scratch, sizeof(tmd->committed));
+	metadata_load_scalars(tmd);
+	devices_committed(tmd);
+	unlock_meta_root(&tmd->lock);
+	return 0;
+}
+
+int thin_metadata_commit(struct thin_metadata *tmd)
+{
+	bool changed;
+	int r;
+
+	lock_meta_root_shared(&tmd->lock);
+	changed = tmd->changed;
+	r = tmd->fail_io ? -EINVAL : changed ? metadata_may_change(tmd) : 0;
+	unlock_meta_root_shared(&tmd->lock);
+	if (r || !changed)
+		return r;
+
+	r = tmd->data ? io_device_flush(tmd->data) : 0;
+	if (!r)
+		r = commit_to_disk(tmd);
+	if (r) {
+		lock_meta_root(&tmd->lock);
+		tmd->must_abort = true;
+		unlock_meta_root(&tmd->lock);
+	}
+	return r;
+}
+
+bool thin_metadata_changed(struct thin_metadata *tmd)
+{
+	bool changed;
+
+	lock_meta_root_shared(&tmd->lock);
+	changed = tmd->changed;
+	unlock_meta_root_shared(&tmd->lock);
+	return changed;
+}
+
+/*
+ * The superblock as it is on disk plus one bit is right at any time: it leads to nothing new.
+ * Blocks of an open transaction that the flush writes along are free in the committed state.
+ */
+int thin_metadata_set_needs_check(struct thin_metadata *tmd)
+{
+	struct thin_disk_superblock *sb = &tmd->scratch;
+	int r = 0;
+
+	lock_meta_root(&tmd->lock);
+	if (tmd->fail_io)
+		r = -EINVAL;
+	else if (le32_get(tmd->committed.flags) & THIN_NEEDS_CHECK_FLAG)
+		; /* durable already */
+	else if (tmd->read_only)
+		r = -EPERM;
+	else {
+		memcpy(sb, &tmd->committed, sizeof(*sb));
+		sb->flags = le32_make(le32_get(sb->flags) | THIN_NEEDS_CHECK_FLAG);
+		r = superblock_set(tmd->bm, sb);
+		if (!r)
+			r = bm_flush(tmd->bm);
+		if (!r)
+			tmd->committed.flags = sb->flags;
+	}
+	unlock_meta_root(&tmd->lock);
+	return r;
+}
+
+void thin_metadata_set_read_only(struct thin_metadata *tmd)
+{
+	lock_meta_root(&tmd->lock);
+	tmd->read_only = true;
+	bm_set_read_only(tmd->bm, true);
+	unlock_meta_root(&tmd->lock);
+}
