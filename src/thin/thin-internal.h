@@ -101,7 +101,7 @@ struct thin_metadata {
 
 /* May the open transaction be changed? */
 static inline TP_MUST_CHECK int metadata_may_change(const struct thin_metadata *tmd)
-	TP_REQUIRES(lc_meta_root)
+	TP_REQUIRES_SHARED(lc_meta_root)
 {
 	if (tmd->fail_io)
 		return -EINVAL;
