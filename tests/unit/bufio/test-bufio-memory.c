@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Unit tests for bufio/bufio-memory.c and bufio-helper.c.  Each test says one fact about the
+ * module.
+ */
+#include <errno.h>
+
+#include "fixture.h"
+
+/* ---- memory ---- */
+
+static void limit_is_obeyed_by_clean_buffers(void **state)
+{
+	struct fixture *f = *state;
+	struct bufio_buffer *b;
+
+	assert_int_equal(bufio_read(f->c, 0, &b), 0);
+	for (mblock_t i = 1; i < NR_BLOCKS; i++) {
+		assert_int_equal(read_word(f, i), i);
+		assert_true(stats(f).cached_bytes <= stats(f).limit_bytes);
+	}
+	assert_true(is_cached(f, 0));
+	bufio_release(b);
+	bufio_set_limit(f->c, 10 * METADATA_BLOCK_SIZE);
+	assert_int_equal(stats(f).cached_bytes, 10 * METADATA_BLOCK_SIZE);
+}
+
+static void above_the_limit_dirty_buffers_are_written_by_the_helper(void **state)
+{
+	struct fixture *f = *state;
+
+	for (mblock_t i = 0; i < LIMIT_BLOCKS; i++)
+		write_word(f, i, i + 5000);
+	bufio_test_settle(f->c);
+	assert_int_equal(nr_requests(f, IO_WRITE), 0);
+	for (mblock_t i = LIMIT_BLOCKS; i < NR_BLOCKS; i++)
+		write_word(f, i, i + 5000);
+	bufio_test_settle(f->c);
+	assert_true(stats(f).cached_bytes <= stats(f).limit_bytes);
+	for (mblock_t i = 0; i < NR_BLOCKS; i++)
+		assert_int_equal(read_word(f, i), i + 5000);
+}
+
+static void what_was_used_again_is_evicted_later(void **state)
+{
+	struct fixture *f = *state;
+
+	for (mblock_t i = 0; i < LIMIT_BLOCKS; i++)
+		read_word(f, i);
+	for (mblock_t i = 0; i < LIMIT_BLOCKS; i += 8)
+		read_word(f, i);
+	evict_count(f->c, LIMIT_BLOCKS / 2);
+	for (mblock_t i = 0; i < LIMIT_BLOCKS; i += 8)
+		assert_true(is_cached(f, i));
+}
+
+static void unused_buffers_age_away(void **state)
+{
+	struct fixture *f = *state;
+
+	read_word(f, 7);
+	read_word(f, 8);
+	for (unsigned i = 0; i < 10; i++) {
+		assert_true(is_cached(f, 8));
+		evict_aged(f->c);
+	}
+	assert_false(is_cached(f, 7));
+}
+
+static void reserve_is_used_without_memory_and_filled_again(void **state)
+{
+	struct fixture *f = *state;
+	struct bufio_buffer *held[RESERVE], *b;
+
+	assert_int_equal(bufio_test_reserve_count(f->c), RESERVE);
+	bufio_test_fail_allocations(f->c, true);
+	for (mblock_t i = 0; i < RESERVE; i++)
+		assert_int_equal(bufio_read(f->c, i, &held[i]), 0);
+	assert_int_equal(bufio_test_reserve_count(f->c), 0);
+	assert_int_equal(bufio_read(f->c, 100, &b), -ENOMEM);
+	assert_int_equal(bufio_new(f->c, 100, &b), -ENOMEM);
+
+	bufio_release(held[0]); /* and so it can be evicted */
+	assert_int_equal(bufio_read(f->c, 100, &held[0]), 0);
+
+	for (mblock_t i = 0; i < RESERVE; i++)
+		bufio_release(held[i]);
+	reset(f);
+	assert_int_equal(bufio_test_reserve_count(f->c), RESERVE);
+}
+
+static void prefetch_without_memory_is_dropped(void **state)
+{
+	struct fixture *f = *state;
+	struct told t = { .w.done = tell };
+
+	bufio_test_fail_allocations(f->c, true);
+	bufio_prefetch(f->c, 0, 100);
+	run_own_queue();
+	assert_int_equal(nr_requests(f, IO_READ), 0);
+	assert_int_equal(bufio_read_async(f->c, 0, &t.w), -ENOMEM);
+	assert_int_equal(bufio_test_reserve_count(f->c), RESERVE);
+}
+
+static void without_memory_dirty_buffers_are_written_to_go_on(void **state)
+{
+	struct fixture *f = *state;
+
+	bufio_test_fail_allocations(f->c, true);
+	for (mblock_t i = 0; i < NR_BLOCKS; i++)
+		write_word(f, i, i + 5000);
+	for (mblock_t i = 0; i < NR_BLOCKS; i++)
+		assert_int_equal(read_word(f, i), i + 5000);
+}
+
+/* ---- shrinking ---- */
+
+static void shrinker_frees_through_the_helper(void **state)
+{
+	struct fixture *f = *state;
+
+	for (mblock_t i = 0; i < 100; i++)
+		read_word(f, i);
+	assert_int_equal(shrinkers_run(30), 30);
+	bufio_test_settle(f->c);
+	assert_int_equal(stats(f).cached_bytes, 70 * METADATA_BLOCK_SIZE);
+	assert_int_equal(stats(f).shrunk_buffers, 30);
+}
+
+static void shrunk_pages_lose_their_memory(void **state)
+{
+	struct fixture *f = *state;
+	struct bufio_buffer *b, *idle;
+	unsigned nr = 0;
+
+	for (mblock_t i = 0; i < 100; i++)
+		read_word(f, i);
+	shrinkers_run(100);
+	bufio_test_settle(f->c);
+	lock_bufio_lru(&f->c->lock);
+	for (idle = f->c->idle; idle; idle = idle->next)
+		nr += !idle->resident;
+	unlock_bufio_lru(&f->c->lock);
+	assert_true(nr >= 100 - RESERVE);
+	assert_int_equal(bufio_test_reserve_count(f->c), RESERVE);
+	assert_int_equal(bufio_read(f->c, 7, &b), 0);
+	bufio_release(b);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		FACT(limit_is_obeyed_by_clean_buffers),
+		FACT(above_the_limit_dirty_buffers_are_written_by_the_helper),
+		FACT(what_was_used_again_is_evicted_later),
+		FACT(unused_buffers_age_away),
+		FACT(reserve_is_used_without_memory_and_filled_again),
+		FACT(prefetch_without_memory_is_dropped),
+		FACT(without_memory_dirty_buffers_are_written_to_go_on),
+		FACT(shrinker_frees_through_the_helper),
+		FACT(shrunk_pages_lose_their_memory),
+	};
+
+	cmocka_set_message_output(CM_OUTPUT_TAP);
+	return cmocka_run_group_tests_name("bufio-memory", tests, NULL, NULL);
+}

@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Unit tests for bufio/bufio-read.c.  Each test says one fact about the module.
+ */
+#include <errno.h>
+
+#include "fixture.h"
+
+/* ---- prefetch and waiters ---- */
+
+static void prefetched_blocks_are_there_after_a_run(void **state)
+{
+	struct fixture *f = *state;
+
+	assert_int_equal(read_word(f, 8), 8);
+	bufio_prefetch(f->c, 7, 3);
+	run_own_queue();
+	assert_int_equal(nr_requests(f, IO_READ), 3);
+	for (mblock_t i = 7; i < 10; i++)
+		assert_int_equal(read_word(f, i), i);
+	assert_int_equal(nr_requests(f, IO_READ), 3);
+}
+
+static void prefetch_stops_at_the_end_of_the_device(void **state)
+{
+	struct fixture *f = *state;
+
+	bufio_prefetch(f->c, NR_BLOCKS - 2, 10);
+	run_own_queue();
+	assert_int_equal(nr_requests(f, IO_READ), 2);
+}
+
+static void failed_prefetch_leaves_nothing(void **state)
+{
+	struct fixture *f = *state;
+
+	fault_device_fail_nth(f->dev, FAULT_OP(IO_READ), 1);
+	bufio_prefetch(f->c, 7, 1);
+	run_own_queue();
+	assert_int_equal(stats(f).cached_bytes, 0);
+	assert_int_equal(read_word(f, 7), 7);
+}
+
+static void reader_of_a_failed_prefetch_reads_itself(void **state)
+{
+	struct fixture *f = *state;
+
+	fault_device_fail_nth(f->dev, FAULT_OP(IO_READ), 1);
+	bufio_prefetch(f->c, 7, 1);
+	assert_int_equal(read_word(f, 7), 7);
+}
+
+static void read_of_a_block_prefetched_by_the_thread_itself_runs_its_queue(void **state)
+{
+	struct fixture *f = *state;
+	struct actor a;
+
+	fault_device_delay(f->dev, FAULT_OP(IO_READ));
+	bufio_prefetch(f->c, 7, 1);
+	start(&a, f, 0, releasing_when_held);
+	assert_int_equal(read_word(f, 7), 7);
+	assert_int_equal(nr_requests(f, IO_READ), 1);
+	finish(&a);
+}
+
+static void threads_waiting_for_each_others_prefetch_make_progress(void **state)
+{
+	struct fixture *f = *state;
+	struct actor a, b;
+
+	fault_device_delay(f->dev, FAULT_OP(IO_READ));
+	start(&a, f, 6, prefetching_and_reading_next);
+	start(&b, f, 7, prefetching_and_reading_next);
+	assert_true(fault_device_wait_held(f->dev, 2));
+	release_late(f);
+	finish(&a);
+	finish(&b);
+	assert_int_equal(a.word, 7);
+	assert_int_equal(b.word, 6);
+	assert_int_equal(nr_requests(f, IO_READ), 2);
+}
+
+static void waiters_are_told_once_the_read_has_ended(void **state)
+{
+	struct fixture *f = *state;
+	struct told t[2] = { { .w.done = tell }, { .w.done = tell } };
+
+	assert_int_equal(bufio_read_async(f->c, 7, &t[0].w), -EINPROGRESS);
+	assert_int_equal(bufio_read_async(f->c, 7, &t[1].w), -EINPROGRESS);
+	assert_int_equal(t[0].calls, 0);
+	run_own_queue();
+	assert_int_equal(t[0].calls, 1);
+	assert_int_equal(t[1].calls, 1);
+	assert_int_equal(t[0].r, 0);
+	assert_int_equal(nr_requests(f, IO_READ), 1);
+	assert_int_equal(bufio_read_async(f->c, 7, &t[0].w), 0);
+	assert_int_equal(t[0].calls, 1);
+}
+
+static void waiters_are_told_of_an_error(void **state)
+{
+	struct fixture *f = *state;
+	struct told t = { .w.done = tell };
+
+	fault_device_fail_nth(f->dev, FAULT_OP(IO_READ), 1);
+	assert_int_equal(bufio_read_async(f->c, 7, &t.w), -EINPROGRESS);
+	run_own_queue();
+	assert_int_equal(t.calls, 1);
+	assert_int_equal(t.r, -EIO);
+}
+
+/* The caller of bufio_read() may hold anything, so somebody else has to call. */
+static void waiter_of_a_synchronous_read_is_told_without_locks(void **state)
+{
+	struct fixture *f = *state;
+	struct told sync = { .w.done = tell }, own = { .w.done = tell };
+	struct actor a, rel;
+
+	fault_device_delay(f->dev, FAULT_OP(IO_READ));
+	start(&a, f, 7, reading);
+	assert_true(fault_device_wait_held(f->dev, 1));
+	assert_int_equal(bufio_read_async(f->c, 7, &sync.w), -EINPROGRESS);
+	fault_device_release_all(f->dev);
+	await_told(&sync);
+	assert_int_equal(sync.r, 0);
+	finish(&a);
+
+	fault_device_delay(f->dev, FAULT_OP(IO_READ));
+	assert_int_equal(bufio_read_async(f->c, 8, &own.w), -EINPROGRESS);
+	start(&rel, f, 0, releasing_when_held);
+	lock_meta_root(&f->meta_root);
+	assert_int_equal(read_word(f, 8), 8);
+	unlock_meta_root(&f->meta_root);
+	await_told(&own);
+	assert_int_equal(own.r, 0);
+	finish(&rel);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		FACT(prefetched_blocks_are_there_after_a_run),
+		FACT(prefetch_stops_at_the_end_of_the_device),
+		FACT(failed_prefetch_leaves_nothing),
+		FACT(reader_of_a_failed_prefetch_reads_itself),
+		FACT(read_of_a_block_prefetched_by_the_thread_itself_runs_its_queue),
+		FACT(threads_waiting_for_each_others_prefetch_make_progress),
+		FACT(waiters_are_told_once_the_read_has_ended),
+		FACT(waiters_are_told_of_an_error),
+		FACT(waiter_of_a_synchronous_read_is_told_without_locks),
+	};
+
+	cmocka_set_message_output(CM_OUTPUT_TAP);
+	return cmocka_run_group_tests_name("bufio-read", tests, NULL, NULL);
+}
