@@ -26,7 +26,10 @@
 #include "pdata/btree-internal.h"
 
 /* Fewer free slots in a neighbour than this are not worth moving entries for. */
-#define SPILL_MIN_FREE 8
+static unsigned spill_min_free(const struct btree_node *n)
+{
+	return MAX(1, MIN(8, node_max(n) / 4)); /* nodes of large values have few slots */
+}
 
 static int new_node(const struct btree_info *info, uint32_t flags, uint32_t value_size,
 		    struct locked_block **ret_lb)
@@ -191,7 +194,7 @@ static int relieve(struct btree_spine *s, bool at_end)
 		r = look_at_sibling(s, index - 1, &ours_left, &free_slots);
 		if (r)
 			return r;
-		if (free_slots >= SPILL_MIN_FREE)
+		if (free_slots >= spill_min_free(s->node.n))
 			return spill(s, index - 1, at_end);
 	}
 	if (at_end)
@@ -201,7 +204,7 @@ static int relieve(struct btree_spine *s, bool at_end)
 		r = look_at_sibling(s, index + 1, &ours_right, &free_slots);
 		if (r)
 			return r;
-		if (free_slots >= SPILL_MIN_FREE)
+		if (free_slots >= spill_min_free(s->node.n))
 			return spill(s, index + 1, false);
 	}
 	if (ours_left)
