@@ -15,7 +15,8 @@
  * Threads:  the mutator thread of thin-metadata.h only.
  * Units:    bytes where said.
  * Errors:   those of thin-metadata.h; -EUCLEAN: a record is damaged.
- *           After an error of a change the transaction must be aborted.
+ *           After an error of a change the transaction must be aborted, except for
+ *           -ENOSPC (no data block free), -EINVAL and -ENAMETOOLONG: nothing has changed.
  */
 #ifndef TP_CATALOG_CATALOG_H
 #define TP_CATALOG_CATALOG_H
@@ -37,7 +38,8 @@ struct catalog;
 
 enum catalog_flags {
 	CATALOG_READ_ONLY = 1 << 0,
-	CATALOG_UNLINKED = 1 << 1, /* unlinked while open: removed at last close or next open of the pool */
+	CATALOG_UNLINKED =
+		1 << 1, /* unlinked while open: removed at last close or next open of the pool */
 	CATALOG_HAS_ORIGIN = 1 << 2,
 };
 
@@ -78,9 +80,15 @@ int catalog_put(struct catalog *c, const struct catalog_record *rec)
 int catalog_erase(struct catalog *c, thin_id_t id) TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
 
 /*
- * Would putting this record need a commit first, because the spare block was used up in this
- * transaction and no data block is free?
+ * Can the records of all @ids be put or erased in the open transaction?  Each data block of the
+ * catalog that a transaction touches moves; the spare takes the first, the others need a free
+ * data block each.  0; -EAGAIN: not before a commit; -ENOSPC: the pool is full.
+ * A single record that exists is never refused with -ENOSPC: that is what the spare is for.
  */
+int catalog_check_room(struct catalog *c, const thin_id_t *ids, unsigned nr)
+	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+
+/* catalog_check_room() of one id says -EAGAIN. */
 bool catalog_needs_commit(struct catalog *c, thin_id_t id) TP_EXCLUDES(lc_meta_root);
 
 /* Tell the catalog how the transaction ended. */

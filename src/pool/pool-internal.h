@@ -18,6 +18,7 @@
 
 #include "io/device.h"
 #include "pool/pool.h"
+#include "pool/volume.h"
 #include "thin/thin-metadata.h"
 
 struct prison;
@@ -86,7 +87,7 @@ struct volume {
 	struct segment_list gated TP_GUARDED_BY(lc_pool); /* wait until it opens */
 
 	/* The volume half's own from here on. */
-	_Alignas(64) struct volume_table *table;
+	_Alignas(64) struct volume_entry entry;
 };
 
 /* ---- what the I/O half does for the volume half ---- */
