@@ -199,22 +199,22 @@ static int check_content(struct block_manager *bm, mblock_t b, const struct bloc
 	int r;
 
 	if (le64_get(header->blocknr) != b) {
-		log_err_limited("%s: block %" PRIu64 ", expected to be a %s, says that it is block "
-				"%" PRIu64 "; reading it fails",
+		log_err_limited("%s: block %" PRIu64 " (type: %s) says that it is block %" PRIu64
+				"; reading it fails",
 				io_device_name(bm->dev), b, v->name, le64_get(header->blocknr));
 		return -ENOTBLK;
 	}
 	if (le32_get(header->csum) != bm_checksum(data, v->csum_xor)) {
-		log_err_limited("%s: block %" PRIu64 ": checksum 0x%08x is wrong for a %s, 0x%08x "
+		log_err_limited("%s: block %" PRIu64 " (type: %s) has checksum 0x%08x, 0x%08x "
 				"expected; reading it fails",
-				io_device_name(bm->dev), b, le32_get(header->csum), v->name,
+				io_device_name(bm->dev), b, v->name, le32_get(header->csum),
 				bm_checksum(data, v->csum_xor));
 		return -EILSEQ;
 	}
 	r = v->check ? v->check(data, b, bm_nr_blocks(bm)) : 0;
 	if (r)
-		log_err_limited("%s: block %" PRIu64 " has the checksum of a %s, but its content "
-				"breaks the format's rules; reading it fails",
+		log_err_limited("%s: block %" PRIu64 " (type: %s) has the right checksum, but "
+				"its content breaks the format's rules; reading it fails",
 				io_device_name(bm->dev), b, v->name);
 	return r;
 }
@@ -227,8 +227,8 @@ static int check_first_use(struct block_manager *bm, mblock_t b, const struct bl
 	int r;
 
 	if (type) {
-		log_err_limited("%s: block %" PRIu64 " is used as a %s and as a %s; the second "
-				"use fails",
+		log_err_limited("%s: block %" PRIu64 " is used as two types, %s and %s; the "
+				"second use fails",
 				io_device_name(bm->dev), b, type_validator(type)->name, v->name);
 		return -EUCLEAN;
 	}
@@ -330,7 +330,7 @@ static int check_past_known_end(struct block_manager *bm, mblock_t b,
 	atomic_store_explicit(&bm->known_blocks, nr_blocks, memory_order_relaxed);
 	if (b < nr_blocks)
 		return 0;
-	log_err_limited("%s: block %" PRIu64 ", expected to be a %s, lies past the end (%" PRIu64
+	log_err_limited("%s: block %" PRIu64 " (type: %s) lies past the end (%" PRIu64
 			" blocks); using it fails",
 			io_device_name(bm->dev), b, v->name, nr_blocks);
 	return -EUCLEAN;

@@ -168,7 +168,7 @@ static int copy_block(struct transaction_manager *tm, mblock_t orig,
 	if (r)
 		return r;
 	if (b == orig) {
-		log_err_limited("block %" PRIu64 ", a %s, is in use but counted as free; "
+		log_err_limited("block %" PRIu64 " (type: %s) is in use but counted as free; "
 				"changing it fails",
 				orig, v->name);
 		return -EUCLEAN;
