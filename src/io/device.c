@@ -15,7 +15,7 @@
  * Invariant: alignment is 1 exactly if the descriptor is not O_DIRECT.
  *
  * No locks: after open a file device does not change, but for its size and for the
- * two flags of file-io.c, which are atomic.
+ * two flags that file-io.c sets, which are atomic.
  */
 #include "io/io-internal.h"
 
@@ -23,11 +23,13 @@
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <linux/magic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -163,7 +165,7 @@ static int open_fd(const char *path, int oflags, int *ret_fd)
 static int open_regular(const char *path, unsigned flags, int *ret_fd)
 {
 	bool reader = flags & IO_OPEN_READ_ONLY;
-	int fd, r;
+	int fd = -1, r;
 
 	r = open_fd(path, (reader ? O_RDONLY : O_RDWR) | (flags & IO_OPEN_CREATE ? O_CREAT : 0),
 		    &fd);
@@ -180,7 +182,7 @@ static int open_regular(const char *path, unsigned flags, int *ret_fd)
 
 static int open_block(const char *path, unsigned flags, int *ret_fd)
 {
-	int fd, r;
+	int fd = -1, r;
 
 	if (!(flags & IO_OPEN_READ_ONLY))
 		return open_fd(path, O_RDWR | O_EXCL, ret_fd);
@@ -251,6 +253,32 @@ static uint32_t try_direct(int fd, const struct io_device *dev)
 	return 1;
 }
 
+/*
+ * Whether a block device can unmap a range so that it reads as zeros: the kernel
+ * tells in the queue's directory, which a partition finds one level up.  Told before
+ * the first discard, so that nobody begins one that would write gigabytes of zeros.
+ */
+static bool block_can_discard(dev_t id)
+{
+	static const char *const up[] = { "", "/.." };
+	unsigned long long bytes = 0;
+	char path[96];
+	FILE *file;
+
+	for (size_t i = 0; i < ARRAY_SIZE(up); i++) {
+		snprintf(path, sizeof(path), "/sys/dev/block/%u:%u%s/queue/write_zeroes_max_bytes",
+			 major(id), minor(id), up[i]);
+		file = fopen(path, "re");
+		if (!file)
+			continue;
+		if (fscanf(file, "%llu", &bytes) != 1)
+			bytes = 0;
+		fclose(file);
+		return bytes != 0;
+	}
+	return true; /* it will say so itself */
+}
+
 static void closep(struct io_device **dev)
 {
 	io_device_close(*dev);
@@ -294,6 +322,7 @@ int io_device_open(const char *path, unsigned flags, struct io_device **ret_dev)
 	r = current_size(f->fd, dev->is_block_device, &dev->size);
 	if (r)
 		return r;
+	dev->no_discard = dev->is_block_device && !block_can_discard(st.st_rdev);
 	dev->alignment = flags & IO_OPEN_BUFFERED ? 1 : try_direct(f->fd, dev);
 	*ret_dev = tp_take(&dev);
 	return 0;
@@ -313,7 +342,7 @@ void io_device_set_max_transfer(struct io_device *dev, uint32_t bytes)
 
 void io_device_set_no_fallocate(struct io_device *dev)
 {
-	atomic_store(&file_device(dev)->no_punch, true);
+	atomic_store(&dev->no_discard, true);
 	atomic_store(&file_device(dev)->no_zero_range, true);
 }
 

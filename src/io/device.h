@@ -14,6 +14,7 @@
 #ifndef TP_IO_DEVICE_H
 #define TP_IO_DEVICE_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -41,6 +42,7 @@ struct io_device {
 	uint64_t size;      /* bytes; changed by io_device_resize() only */
 	uint32_t alignment; /* see io_device_alignment() */
 	bool read_only, is_block_device;
+	atomic_bool no_discard; /* see io_device_can_discard() */
 };
 
 enum io_open_flags {
@@ -69,7 +71,8 @@ static inline uint64_t io_device_size(const struct io_device *dev)
 
 /*
  * Offset, length and every buffer of a read or write must be multiples of this:
- * 1 when page-cached, else a power of two, 512..4096.
+ * 1 when page-cached, else a power of two, 512..4096.  A size that is no multiple of
+ * it leaves a rest at the end that cannot be reached.
  */
 static inline uint32_t io_device_alignment(const struct io_device *dev)
 {
@@ -95,6 +98,15 @@ int io_device_zero(struct io_device *dev, uint64_t offset, uint64_t length) TP_M
  * unwritten extent of a file)?  Block devices and errors answer false.
  */
 bool io_device_known_zero(struct io_device *dev, uint64_t offset, uint64_t length);
+
+/*
+ * Can a discard give space back?  False once the device has said that it cannot;
+ * a discard then writes zeros, which costs as much as any other writing.
+ */
+static inline bool io_device_can_discard(const struct io_device *dev)
+{
+	return !atomic_load_explicit(&dev->no_discard, memory_order_relaxed);
+}
 
 /* Grow a file.  -EOPNOTSUPP for a block device that is not that large already. */
 int io_device_resize(struct io_device *dev, uint64_t bytes) TP_MUST_CHECK;

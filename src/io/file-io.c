@@ -34,7 +34,7 @@ static int first_stage(struct file_device *dev, enum io_op op)
 {
 	if (op != IO_DISCARD && op != IO_ZERO)
 		return STAGE_TRANSFER;
-	if (op == IO_DISCARD && !atomic_load_explicit(&dev->no_punch, memory_order_relaxed))
+	if (op == IO_DISCARD && io_device_can_discard(&dev->base))
 		return STAGE_PUNCH;
 	if (!atomic_load_explicit(&dev->no_zero_range, memory_order_relaxed))
 		return STAGE_ZERO_RANGE;
@@ -103,8 +103,9 @@ static bool fallocate_advance(struct file_device *dev, struct io_request *io, in
 		*ret_r = res;
 		return true;
 	}
-	atomic_store_explicit(io->stage == STAGE_PUNCH ? &dev->no_punch : &dev->no_zero_range, true,
-			      memory_order_relaxed);
+	atomic_store_explicit(io->stage == STAGE_PUNCH ? &dev->base.no_discard
+						       : &dev->no_zero_range,
+			      true, memory_order_relaxed);
 	io->stage = first_stage(dev, io->op);
 	return false;
 }

@@ -82,8 +82,8 @@ void io_queue_fired(struct io_queue *q, struct io_watch *w, short revents);
 struct file_device {
 	struct io_device base;
 	int fd;
-	uint32_t max_transfer;               /* bytes a system call moves at most */
-	atomic_bool no_punch, no_zero_range; /* the file said that it cannot */
+	uint32_t max_transfer;     /* bytes a system call moves at most */
+	atomic_bool no_zero_range; /* the file said that it cannot */
 };
 
 /* For tests: pretend that the kernel moves at most @bytes a call. */

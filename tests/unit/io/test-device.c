@@ -200,6 +200,7 @@ static void a_discarded_range_is_zero_and_takes_no_space(void **state)
 	assert_only_zero(dev, 1 * MIB, 3 * MIB);
 	assert_true(allocated(dev) <= full - 2 * MIB);
 	assert_true(io_device_known_zero(dev, 1 * MIB, 2 * MIB));
+	assert_true(io_device_can_discard(dev));
 	assert_int_equal(io_device_size(dev), 4 * MIB);
 	io_device_close(dev);
 }
@@ -231,6 +232,7 @@ static void without_fallocate_zeros_are_written(void **state)
 		assert_int_equal(tracked_io(f->q, dev, ops[i], 4 * KIB, NULL, 3 * MIB), 0);
 		assert_only_zero(dev, 4 * KIB, 3 * MIB + 4 * KIB);
 		assert_true(allocated(dev) >= 5 * MIB);
+		assert_false(io_device_can_discard(dev));
 	}
 	io_device_close(dev);
 }
@@ -372,6 +374,7 @@ static void a_block_device_is_held_exclusively(void **state)
 	assert_false(io_device_known_zero(dev, 0, 4 * KIB));
 	assert_int_equal(io_device_resize(dev, 8 * MIB), 0);
 	assert_int_equal(io_device_resize(dev, 9 * MIB), -EOPNOTSUPP);
+	assert_true(io_device_can_discard(dev));
 	fill(dev);
 	assert_int_equal(tracked_io(f->q, dev, IO_DISCARD, 1 * MIB, NULL, 1 * MIB), 0);
 	assert_only_zero(dev, 1 * MIB, 2 * MIB);

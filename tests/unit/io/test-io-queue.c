@@ -105,8 +105,10 @@ static void more_requests_than_depth_wait_inside(void **state)
 			       4 * KIB);
 	}
 	assert_int_equal(io_queue_in_flight(f->q), NR);
-	while (io_queue_in_flight(f->q))
+	while (io_queue_in_flight(f->q)) {
+		assert_true(f->q->nr_started <= FIXTURE_DEPTH);
 		assert_true(io_queue_run(f->q, UINT64_MAX) > 0);
+	}
 	for (uint64_t i = 0; i < NR; i++) {
 		assert_int_equal(t[i].nr_done, 1);
 		assert_int_equal(t[i].result, 0);
