@@ -3,7 +3,7 @@
  * mem-device.h - a device in memory
  *
  * Sparse: memory is taken for the 4 KiB pages that were written, so a device may be
- * terabytes large.  Requests are carried out when they are submitted and end through
+ * hundreds of gigabytes large.  Requests are carried out when they are submitted and end through
  * the queue.  Faults, delays and a log: wrap it in a fault-device.h.
  *
  * Threads:  any.

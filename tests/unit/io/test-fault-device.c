@@ -155,7 +155,7 @@ static void the_log_tells_what_a_flush_covers(void **state)
 static void a_large_mem_device_takes_what_was_written(void **state)
 {
 	struct fixture *f = *state;
-	uint64_t size = 4096 * 1024 * MIB, at = size - 8 * KIB, bytes;
+	uint64_t size = 64 * 1024 * MIB, at = size - 8 * KIB, bytes;
 	struct io_device *dev = mem_device_create(size), *copy;
 	char b[8 * 1024];
 
