@@ -42,12 +42,17 @@ static int job_wait(struct io_queue *q, struct tracked_job *t)
 	return t->result;
 }
 
-static struct copier *copier_of(struct io_queue *q)
+static struct copier *copier_with(struct io_queue *q, unsigned nr_buffers)
 {
 	struct copier *c;
 
-	assert_int_equal(copier_create(q, BUFFER, NR_BUFFERS, &c), 0);
+	assert_int_equal(copier_create(q, BUFFER, nr_buffers, &c), 0);
 	return c;
+}
+
+static struct copier *copier_of(struct io_queue *q)
+{
+	return copier_with(q, NR_BUFFERS);
 }
 
 static void bad_geometry_is_refused(void **state)
@@ -63,12 +68,11 @@ static void bad_geometry_is_refused(void **state)
 }
 
 /* Shorter than a buffer, one, several with an odd end, more than all buffers hold. */
-static void a_copy_equals_its_source(void **state)
+static void check_copies(struct fixture *f, unsigned nr_buffers)
 {
-	struct fixture *f = *state;
 	const uint64_t lengths[] = { 4 * KIB, 64 * KIB, 148 * KIB, 3 * MIB };
 	struct io_device *dev = fixture_file(f, 8 * MIB, 0);
-	struct copier *c = copier_of(f->q);
+	struct copier *c = copier_with(f->q, nr_buffers);
 	char *a = io_buffer_alloc(4 * MIB), *b = io_buffer_alloc(4 * MIB);
 	struct prng prng;
 
@@ -87,6 +91,29 @@ static void a_copy_equals_its_source(void **state)
 	}
 	free(a);
 	free(b);
+	copier_destroy(c);
+	io_device_close(dev);
+}
+
+static void a_copy_equals_its_source(void **state)
+{
+	check_copies(*state, NR_BUFFERS);
+	check_copies(*state, 1);
+}
+
+/* What was begun is waited for, nothing more is begun. */
+static void a_failed_job_stops(void **state)
+{
+	struct fixture *f = *state;
+	struct io_device *dev = fault_device_create_mem(4 * MIB);
+	struct copier *c = copier_of(f->q);
+	struct tracked_job t = job_of(dev, 0, 2 * MIB, 2 * MIB);
+
+	fault_device_add(dev, &(struct fault){ .ops = FAULT_OP(IO_READ), .error = -ENODATA });
+	copier_copy(c, &t.job);
+	assert_int_equal(job_wait(f->q, &t), -ENODATA);
+	assert_int_equal(fault_device_nr_requests(dev, FAULT_OP(IO_READ)), NR_BUFFERS);
+	assert_int_equal(fault_device_nr_requests(dev, FAULT_OP(IO_WRITE)), 0);
 	copier_destroy(c);
 	io_device_close(dev);
 }
@@ -227,6 +254,7 @@ int main(void)
 		ON_BOTH_BACKENDS(zero_clears_the_range_and_no_more),
 		ON_BOTH_BACKENDS(jobs_beyond_the_buffers_wait_inside),
 		ON_BOTH_BACKENDS(a_failed_request_fails_its_job_alone),
+		ON_BOTH_BACKENDS(a_failed_job_stops),
 		ON_BOTH_BACKENDS(an_empty_job_ends_by_run_too),
 		ON_BOTH_BACKENDS(done_may_start_a_job_or_destroy_the_copier),
 	};

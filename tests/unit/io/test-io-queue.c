@@ -282,6 +282,24 @@ static void wakes_before_a_run_count_once(void **state)
 	assert_true(time_monotonic_usec() - begin >= 10 * USEC_PER_MSEC);
 }
 
+/* The request takes several rounds of the kernel; an old wake must not end the run. */
+static void a_wake_ends_one_run_only(void **state)
+{
+	struct fixture *f = *state;
+	struct io_device *dev = fixture_file(f, 1 * MIB, 0);
+	char *b = io_buffer_alloc(64 * KIB);
+	struct tracked t;
+
+	io_device_set_max_transfer(dev, 4 * KIB);
+	io_queue_wake(f->q);
+	assert_int_equal(io_queue_run(f->q, UINT64_MAX), 0);
+	tracked_submit(f->q, &t, dev, IO_READ, 0, b, 64 * KIB);
+	assert_int_equal(io_queue_run(f->q, UINT64_MAX), 1);
+	assert_int_equal(t.nr_done, 1);
+	free(b);
+	io_device_close(dev);
+}
+
 struct watched {
 	struct io_watch w;
 	struct io_queue *q;
@@ -405,6 +423,7 @@ int main(void)
 		ON_BOTH_BACKENDS(run_returns_after_its_timeout),
 		ON_BOTH_BACKENDS(another_thread_wakes_a_sleeping_run),
 		ON_BOTH_BACKENDS(wakes_before_a_run_count_once),
+		ON_BOTH_BACKENDS(a_wake_ends_one_run_only),
 		ON_BOTH_BACKENDS(a_watch_fires_as_long_as_its_event_holds),
 		ON_BOTH_BACKENDS(an_unwatched_watch_is_never_called),
 		ON_BOTH_BACKENDS(each_thread_has_a_queue_of_its_own),
