@@ -35,6 +35,7 @@ enum buffer_state {
 	BUFFER_DIRTY = 1 << 1,   /* on the shard's dirty list, else on its clean list */
 	BUFFER_WRITING = 1 << 2, /* a copy is on its way to the device; no second one may start */
 	BUFFER_DROP = 1 << 3,    /* forgotten while READING or WRITING: drop it when that ends */
+	BUFFER_ORPHAN = 1 << 4,  /* with READING: not hashed any more, somebody was in a hurry */
 };
 
 struct bufio_buffer {
@@ -50,7 +51,8 @@ struct bufio_buffer {
 	/* guarded by the shard's lock */
 	unsigned age; /* sweeps since it was last used */
 	int error; /* of a failed read, for those who hold it; the buffer is not hashed any more */
-	uint64_t pass; /* the last write pass that took it */
+	uint64_t pass;                     /* the last write pass that took it */
+	const struct bufio_thread *reader; /* while READING: in whose queue; NULL: synchronous */
 	TAILQ_ENTRY(bufio_buffer) link;
 	STAILQ_HEAD(, bufio_waiter) waiters;
 
@@ -196,11 +198,17 @@ void memory_destroy(struct bufio_client *c) TP_EXCLUDES(lc_bufio, lc_bufio_lru);
 
 /* ---- bufio-read.c ---- */
 
-/* Wait until @b, held by the caller, is not READING.  Returns the read's result; the hold stays. */
+/*
+ * Wait until @b, held by the caller, is not READING: it is read synchronously by somebody
+ * or in the caller's own queue.  Returns the read's result; the hold stays.
+ */
 int buffer_await_read(struct bufio_buffer *b) TP_EXCLUDES(lc_bufio, lc_bufio_lru) TP_MUST_CHECK;
 /* Read the block of @b, which the caller has just inserted READING.  On failure the hold is gone.
  */
 int buffer_read_now(struct bufio_buffer *b) TP_EXCLUDES(lc_bufio, lc_bufio_lru) TP_MUST_CHECK;
+/* The asynchronous read of @b is not waited for: unhash it and take over its waiters. */
+void buffer_orphan(struct bufio_shard *s, struct bufio_buffer *b, struct waiter_list *ret_waiters)
+	TP_REQUIRES(lc_bufio);
 /* Drop a hold on a buffer whose read has failed. */
 void buffer_put_failed(struct bufio_buffer *b) TP_EXCLUDES(lc_bufio, lc_bufio_lru);
 /* Wait until no read is in flight; runs the thread's queue for its own. */

@@ -2,10 +2,12 @@
 /*
  * bufio-read.c - reads: synchronous, prefetched, awaited
  *
- * A synchronous read blocks in the device.  A prefetch goes through the calling thread's
- * own queue and ends when that thread runs it; so a thread that has reads in flight and
- * must wait for one, be it its own or another's, runs its queue instead of sleeping: two
- * threads waiting for each other's prefetches make progress.
+ * A synchronous read blocks in the device; who wants the same block sleeps until it ends.
+ * A prefetch goes through the queue of the thread that wanted it and ends when that thread
+ * runs it.  The thread itself, when it needs the block, runs its queue.  Any other thread
+ * does not wait, since what it holds may be what that thread sleeps for: it puts a buffer
+ * of its own in the place, reads that, and leaves the first one an orphan, which is freed
+ * when its read ends.  Only a reset and the destruction wait for event loops.
  *
  * Waiters are called where nobody holds a lock: out of the event loop of the thread that
  * read, or by the helper if the read ended inside of a call to bufio/, whose caller may
@@ -33,6 +35,11 @@ static bool end_read_locked(struct bufio_shard *s, struct bufio_buffer *b, int r
 	bool drop = buffer_state(b) & BUFFER_DROP;
 	bool held = atomic_load_explicit(&b->hold, memory_order_acquire) > 0;
 
+	if (buffer_state(b) & BUFFER_ORPHAN) {
+		b->error = -EAGAIN;
+		buffer_set_state(b, 0);
+		return !held;
+	}
 	/* Unhashed before the result shows, so that who sees it finds no second user. */
 	if (r || reset || (drop && !held)) {
 		b->error = r ? r : reset ? -EAGAIN : 0;
@@ -85,6 +92,13 @@ static void end_read(struct bufio_buffer *b, int r, bool reset, bool call_direct
 	}
 }
 
+void buffer_orphan(struct bufio_shard *s, struct bufio_buffer *b, struct waiter_list *ret_waiters)
+{
+	shard_remove(s, b);
+	buffer_set_state(b, BUFFER_READING | BUFFER_ORPHAN);
+	STAILQ_CONCAT(ret_waiters, &b->waiters);
+}
+
 void buffer_put_failed(struct bufio_buffer *b)
 {
 	/* Unhashed: no new holder can come, so the last one frees it. */
@@ -127,7 +141,7 @@ int buffer_await_read(struct bufio_buffer *b)
 	struct bufio_client *c = b->client;
 
 	tp_lock_may_wait(LC_bufio);
-	while ((buffer_state(b) & BUFFER_READING) && bufio_self.nr_reads)
+	while ((buffer_state(b) & BUFFER_READING) && b->reader)
 		pump();
 
 	lock_bufio_lru(&c->lock);
@@ -193,6 +207,7 @@ static int join_read(struct bufio_client *c, mblock_t block, struct bufio_waiter
 		b = fresh;
 		if (b) {
 			shard_insert(s, b, block, BUFFER_READING);
+			b->reader = &bufio_self;
 			atomic_fetch_add(&c->nr_reading, 1);
 		}
 	} else if (buffer_state(b) & BUFFER_READING) {

@@ -54,6 +54,7 @@ void shard_insert(struct bufio_shard *s, struct bufio_buffer *b, mblock_t block,
 	b->error = 0;
 	b->age = 0;
 	b->pass = 0;
+	b->reader = NULL;
 	buffer_set_state(b, state);
 	b->next = *head;
 	*head = b;
@@ -297,44 +298,72 @@ int bufio_get(struct bufio_client *c, mblock_t block, struct bufio_buffer **ret_
 	return 0;
 }
 
-/* Hold the buffer of @block, in whatever state it is; NULL: there is none. */
-static struct bufio_buffer *hold_cached(struct bufio_client *c, mblock_t block)
+/*
+ * Is the end of the read of @b up to the event loop of a thread?  Nobody waits for that but
+ * the thread itself (@mine is its own then): it may sleep on a lock that the waiter holds.
+ */
+static bool is_read_elsewhere(const struct bufio_buffer *b, const struct bufio_thread *mine)
+	TP_REQUIRES_SHARED(lc_bufio)
+{
+	return (buffer_state(b) & BUFFER_READING) && b->reader && b->reader != mine;
+}
+
+/* Hold the buffer of @block if it is valid or can be awaited, else NULL. */
+static struct bufio_buffer *hold_cached(struct bufio_client *c, mblock_t block,
+					const struct bufio_thread *mine)
+	TP_EXCLUDES(lc_bufio, lc_bufio_lru)
 {
 	struct bufio_shard *s = shard_of(c, block);
 	struct bufio_buffer *b;
 
 	lock_bufio_shared(&s->lock);
 	b = shard_find(s, block);
+	if (b && is_read_elsewhere(b, mine))
+		b = NULL;
 	if (b)
 		atomic_fetch_add_explicit(&b->hold, 1, memory_order_relaxed);
 	unlock_bufio_shared(&s->lock);
 	return b;
 }
 
-/* Insert @fresh held as @block, or hold the one that came first; then @fresh is freed. */
+/*
+ * Insert @fresh held as @block, in the place of one that cannot be awaited; or hold the
+ * one that came first, then @fresh is freed.
+ */
 static struct bufio_buffer *hold_or_insert(struct bufio_client *c, mblock_t block,
+					   const struct bufio_thread *mine,
 					   struct bufio_buffer *fresh, unsigned state)
+	TP_EXCLUDES(lc_bufio, lc_bufio_lru)
 {
+	struct waiter_list waiters = STAILQ_HEAD_INITIALIZER(waiters);
 	struct bufio_shard *s = shard_of(c, block);
 	struct bufio_buffer *b;
 
 	lock_bufio(&s->lock);
 	b = shard_find(s, block);
+	if (b && is_read_elsewhere(b, mine)) {
+		buffer_orphan(s, b, &waiters);
+		b = NULL;
+	}
 	if (!b) {
 		b = fresh;
 		shard_insert(s, b, block, state);
-		if (state & BUFFER_READING)
+		if (state & BUFFER_READING) {
 			atomic_fetch_add(&c->nr_reading, 1);
+			STAILQ_CONCAT(&b->waiters, &waiters);
+		}
 	}
 	atomic_fetch_add_explicit(&b->hold, 1, memory_order_relaxed);
 	unlock_bufio(&s->lock);
 	if (b != fresh)
 		buffer_free(c, fresh);
+	if (!STAILQ_EMPTY(&waiters))
+		helper_call(c, &waiters, 0);
 	return b;
 }
 
 /* Wait for the read of a held buffer; on failure the hold is gone. */
-static int await_held(struct bufio_buffer *b)
+static int await_held(struct bufio_buffer *b) TP_EXCLUDES(lc_bufio, lc_bufio_lru)
 {
 	int r;
 
@@ -354,12 +383,12 @@ int bufio_read(struct bufio_client *c, mblock_t block, struct bufio_buffer **ret
 	if (likely(r != -EWOULDBLOCK))
 		return r;
 	for (;;) {
-		b = hold_cached(c, block);
+		b = hold_cached(c, block, &bufio_self);
 		if (!b) {
 			fresh = buffer_alloc(c, ALLOC_MUST);
 			if (!fresh)
 				return -ENOMEM;
-			b = hold_or_insert(c, block, fresh, BUFFER_READING);
+			b = hold_or_insert(c, block, &bufio_self, fresh, BUFFER_READING);
 			if (b == fresh) {
 				r = buffer_read_now(b);
 				break;
@@ -380,13 +409,13 @@ int bufio_new(struct bufio_client *c, mblock_t block, struct bufio_buffer **ret_
 	struct bufio_buffer *b, *fresh;
 
 	for (;;) {
-		b = hold_cached(c, block);
+		b = hold_cached(c, block, NULL);
 		if (!b) {
 			fresh = buffer_alloc(c, ALLOC_MUST);
 			if (!fresh)
 				return -ENOMEM;
 			memset(fresh->data, 0, METADATA_BLOCK_SIZE);
-			b = hold_or_insert(c, block, fresh, 0);
+			b = hold_or_insert(c, block, NULL, fresh, 0);
 			if (b == fresh)
 				break;
 		}

@@ -164,16 +164,19 @@ void *prefetching(void *arg)
 	return NULL;
 }
 
-/* Prefetch the block and wait for the next one, which somebody else prefetches. */
-void *prefetching_and_reading_next(void *arg)
+void *prefetching_only(void *arg)
 {
 	struct actor *a = arg;
+	struct io_queue *q;
 
 	bufio_prefetch(a->f->c, a->block, 1);
-	if (!fault_device_wait_held(a->f->dev, 2))
-		return NULL;
-	a->block ^= 1;
-	return reading(a);
+	a->started = true;
+	while (!released)
+		sched_yield();
+	if (io_queue_self(&q) == 0)
+		while (io_queue_in_flight(q))
+			io_queue_run(q, UINT64_MAX);
+	return NULL;
 }
 
 void *writing(void *arg)

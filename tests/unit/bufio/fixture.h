@@ -55,6 +55,7 @@ struct actor {
 	struct fixture *f;
 	mblock_t block;
 	pthread_t thread;
+	atomic_bool started;
 	int r;
 	uint64_t word;
 	bool after_release; /* what "released" was when the call returned */
@@ -66,8 +67,8 @@ void start(struct actor *a, struct fixture *f, mblock_t block, void *(*fn)(void 
 void finish(struct actor *a);
 
 void *reading(void *arg);
-void *prefetching(void *arg);                  /* then an event loop, until it is there */
-void *prefetching_and_reading_next(void *arg); /* the next: block ^ 1, prefetched by another */
+void *prefetching(void *arg);      /* then an event loop, until it is there */
+void *prefetching_only(void *arg); /* and no event loop before "released" */
 void *writing(void *arg);
 void *resetting(void *arg);
 void *releasing_when_held(void *arg);
