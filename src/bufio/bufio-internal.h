@@ -69,10 +69,15 @@ struct bufio_shard {
 	struct bufio_buffer **buckets TP_GUARDED_BY(lc_bufio);
 	unsigned bucket_bits TP_GUARDED_BY(lc_bufio);
 	atomic_uint nr_buffers;
-	_Atomic uint64_t hits, misses;
 	/* Clock order: the head is looked at first; a referenced one gets another round. */
 	struct buffer_list clean TP_GUARDED_BY(lc_bufio);
 	struct buffer_list dirty TP_GUARDED_BY(lc_bufio);
+} __attribute__((aligned(64)));
+
+/* Threads count apart, so that a hit shares no more cache lines than it must. */
+#define NR_COUNTERS 16u
+struct bufio_counters {
+	_Atomic uint64_t hits, misses;
 } __attribute__((aligned(64)));
 
 struct write_batch;
@@ -122,6 +127,7 @@ struct bufio_client {
 	struct helper_work wanted TP_GUARDED_BY(lc_bufio_lru);
 	struct waiter_list calls TP_GUARDED_BY(lc_bufio_lru); /* waiters the helper is to call */
 
+	struct bufio_counters counters[NR_COUNTERS];
 	struct bufio_shard shards[NR_SHARDS];
 };
 
@@ -130,6 +136,7 @@ struct bufio_thread {
 	unsigned nr_reads;   /* in flight in its own queue */
 	unsigned pumping;    /* bufio/ runs its queue: the caller of bufio/ may hold locks */
 	unsigned submitting; /* inside a device's submission */
+	unsigned counters;   /* which ones it counts in, from 1; 0: not chosen yet */
 	struct io_queue *write_queue; /* for write passes only: no foreign callback runs there */
 };
 extern _Thread_local struct bufio_thread bufio_self;

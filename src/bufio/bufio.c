@@ -276,6 +276,13 @@ void bufio_client_reset(struct bufio_client *c)
 
 /* ---- buffers ---- */
 
+static struct bufio_counters *own_counters(struct bufio_client *c)
+{
+	uint64_t thread = (uintptr_t)&bufio_self;
+
+	return &c->counters[(thread * UINT64_C(0x9e3779b97f4a7c15)) >> (64 - COUNTER_BITS)];
+}
+
 int bufio_get(struct bufio_client *c, mblock_t block, struct bufio_buffer **ret_b)
 {
 	struct bufio_shard *s = shard_of(c, block);
@@ -285,12 +292,12 @@ int bufio_get(struct bufio_client *c, mblock_t block, struct bufio_buffer **ret_
 	b = shard_find(s, block);
 	if (unlikely(!b || (buffer_state(b) & BUFFER_READING))) {
 		unlock_bufio_shared(&s->lock);
-		atomic_fetch_add_explicit(&s->misses, 1, memory_order_relaxed);
+		atomic_fetch_add_explicit(&own_counters(c)->misses, 1, memory_order_relaxed);
 		return -EWOULDBLOCK;
 	}
 	atomic_fetch_add_explicit(&b->hold, 1, memory_order_relaxed);
-	atomic_fetch_add_explicit(&s->hits, 1, memory_order_relaxed);
 	unlock_bufio_shared(&s->lock);
+	atomic_fetch_add_explicit(&own_counters(c)->hits, 1, memory_order_relaxed);
 
 	if (!atomic_load_explicit(&b->referenced, memory_order_relaxed))
 		atomic_store_explicit(&b->referenced, true, memory_order_relaxed);
@@ -516,9 +523,9 @@ void bufio_get_stats(struct bufio_client *c, struct bufio_stats *ret_stats)
 		.resets = atomic_load(&c->resets),
 	};
 
-	for (unsigned i = 0; i < NR_SHARDS; i++) {
-		stats.hits += atomic_load_explicit(&c->shards[i].hits, memory_order_relaxed);
-		stats.misses += atomic_load_explicit(&c->shards[i].misses, memory_order_relaxed);
+	for (unsigned i = 0; i < NR_COUNTERS; i++) {
+		stats.hits += atomic_load_explicit(&c->counters[i].hits, memory_order_relaxed);
+		stats.misses += atomic_load_explicit(&c->counters[i].misses, memory_order_relaxed);
 	}
 	*ret_stats = stats;
 }

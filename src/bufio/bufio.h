@@ -15,6 +15,14 @@
  * buffers stay.  Who modifies a held buffer excludes other users by locks of
  * upper layers and calls bufio_mark_dirty() before the release.
  *
+ * Nobody waits for the event loop of another thread, except bufio_client_reset() and
+ * _destroy().  So a thread with reads of its own in flight (bufio_prefetch(),
+ * bufio_read_async()) goes on running its queue and does not sleep on meta_root or what
+ * comes before it.  If such a thread calls bufio_read() for a block it is reading, or
+ * bufio_client_reset(), its queue is run inside that call: callbacks of others on
+ * that queue must cope with the locks the thread holds.  All other calls run no
+ * callbacks but bufio's own.
+ *
  * A write takes a copy of the buffer first (checksums are made in the copy), so
  * readers may use the buffer while it is written, and a buffer dirtied again
  * meanwhile stays dirty.
@@ -122,13 +130,15 @@ int bufio_read_async(struct bufio_client *c, mblock_t block, struct bufio_waiter
 	TP_EXCLUDES(lc_bufio, lc_bufio_lru) TP_MUST_CHECK;
 
 /*
- * Write all dirty buffers in batches and wait for them, then report and clear the sticky
- * write error.  Does not flush the device.
+ * Write all dirty buffers, held ones too, in batches and wait for them; then report and
+ * clear the sticky write error.  Nobody may be changing a buffer meanwhile; reading is
+ * fine.  What could not be written stays dirty, and after an error the rest is not tried.
+ * Does not flush the device.
  */
 int bufio_write_dirty_buffers(struct bufio_client *c)
 	TP_EXCLUDES(lc_bufio, lc_bufio_lru) TP_MUST_CHECK;
 
-/* Start writing dirty buffers in the background (the helper does it). */
+/* Start writing dirty buffers that nobody holds in the background (the helper does it). */
 void bufio_write_dirty_buffers_async(struct bufio_client *c) TP_EXCLUDES(lc_bufio, lc_bufio_lru);
 
 /* Make durable what was written. */
