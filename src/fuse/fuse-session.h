@@ -35,7 +35,8 @@ enum fuse_cache_mode {
 /* A read-only file in `.thinpool`; each open sees the text made at that moment. */
 struct fuse_virtual_file {
 	const char *name;
-	/* Text from malloc(), or NULL when there is no memory.  Called by a FUSE worker: no waiting. */
+	/* Text from malloc(), or NULL when there is no memory.  Called by a FUSE worker: no
+	 * waiting. */
 	char *(*render)(void *ctx);
 	void *ctx;
 };
@@ -48,8 +49,9 @@ struct fuse_server_options {
 	unsigned nr_workers; /* 0: FUSE_WORKERS_DEFAULT */
 	enum fuse_cache_mode cache;
 	bool read_only;
-	bool allow_other;        /* users other than the daemon's may look in */
-	const char *socket_path; /* told by the xattr user.thinpool.socket of the root; NULL: none */
+	bool allow_other; /* users other than the daemon's may look in */
+	const char
+		*socket_path; /* told by the xattr user.thinpool.socket of the root; NULL: none */
 	const struct fuse_virtual_file *files; /* names are borrowed until the server is gone */
 	unsigned nr_files;
 };
@@ -84,8 +86,8 @@ struct fuse_server *fuse_server_stop(struct fuse_server *server,
  * Make the kernel forget what @event says has changed.  Only queues: for pool_options.event.  May
  * be called with any lock held that comes before lc_fuse.
  */
-void fuse_server_event(struct fuse_server *server,
-		       const struct pool_event *event) TP_EXCLUDES(lc_fuse);
+void fuse_server_event(struct fuse_server *server, const struct pool_event *event)
+	TP_EXCLUDES(lc_fuse);
 
 /*
  * Ask the kernel to write back and drop the cached pages of all volumes, and wait for that: dirty
@@ -96,7 +98,7 @@ void fuse_server_drop_pages(struct fuse_server *server)
 	TP_EXCLUDES(lc_throttle, lc_catalog, lc_pool, lc_prison, lc_meta_root, lc_block, lc_tm,
 		    lc_bufio, lc_bufio_lru, lc_io, lc_fuse);
 
-struct fuse_server_stats { /* since the mount */
+struct fuse_server_stats {              /* since the mount */
 	uint64_t requests, handed_over; /* read from the kernel; ended by another thread */
 	uint64_t starved;               /* times a worker was out of request buffers */
 	uint64_t notices, notices_dropped;

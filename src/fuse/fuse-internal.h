@@ -1,0 +1,334 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * fuse-internal.h - what the files of fuse/ know of each other
+ *
+ *	fuse-session.c   life of a server: options, INIT, start, stop
+ *	fuse-mount.c     mount and unmount, by mount(2) or fusermount3
+ *	fuse-reactor.c   workers: requests in, buffers, hand-over between threads
+ *	fuse-fs.c        names, attributes, directories
+ *	fuse-io.c        open files: read, write, fallocate, fsync, lseek
+ *	fuse-node.c      inode numbers, open volumes, attributes of a volume
+ *	fuse-virtual.c   the files of .thinpool
+ *	fuse-xattr.c     extended attributes
+ *	fuse-notify.c    telling the kernel what to forget
+ *	fuse-errno.c     the only translation of errors
+ */
+#ifndef TP_FUSE_FUSE_INTERNAL_H
+#define TP_FUSE_FUSE_INTERNAL_H
+
+#define FUSE_USE_VERSION FUSE_MAKE_VERSION(3, 12)
+
+#include <fuse_lowlevel.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/queue.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+
+#include "fuse/fuse-mount.h"
+#include "fuse/fuse-session.h"
+#include "io/io-queue.h"
+
+/* ---- numbers of the tree ---- */
+
+enum {
+	INO_DIRECTORY = 2,     /* .thinpool */
+	INO_VIRTUAL_FIRST = 3, /* its files */
+	INO_VOLUME_FIRST = 16, /* + thin id */
+};
+#define DIRECTORY_NAME ".thinpool"
+
+static inline bool ino_is_volume(fuse_ino_t ino)
+{
+	return ino >= INO_VOLUME_FIRST && ino - INO_VOLUME_FIRST <= THIN_ID_MAX;
+}
+
+static inline thin_id_t ino_thin_id(fuse_ino_t ino)
+{
+	return (thin_id_t)(ino - INO_VOLUME_FIRST);
+}
+
+static inline fuse_ino_t thin_id_ino(thin_id_t id)
+{
+	return (fuse_ino_t)id + INO_VOLUME_FIRST;
+}
+
+/* Every change made behind the kernel's back is told to it; the time is a second safeguard. */
+#define CACHE_TIMEOUT_SEC 1.0
+/* What never changes while mounted. */
+#define FIXED_TIMEOUT_SEC 3600.0
+
+/* ---- requests ---- */
+
+#define FUSE_PAGE 4096u
+#define FUSE_MAX_WRITE (1u << 20)
+#define FUSE_WRITE_HEADER 80u /* of a WRITE request: its payload starts at a page */
+
+/*
+ * A request in work and its buffer, one stretch of memory:
+ *
+ *	page 0       this structure ... | the request as read, its last 80 bytes a WRITE's header
+ *	page 1..     payload of a WRITE, or the answer of a READ
+ *	one more     so that an answer can start as far into a page as its offset does
+ *
+ * A slot belongs to a worker for good and is in one of these places: its free list, being
+ * filled, or taken by an operation, which gives it back by fuse_slot_end() after the reply.
+ */
+struct fuse_slot {
+	struct fuse_worker *worker;
+	struct fuse_server *server;
+	SLIST_ENTRY(fuse_slot) link;
+	size_t touched; /* bytes of payload pages that may be backed by memory */
+
+	fuse_req_t req;
+	struct volume *reference; /* put at the end; NULL: an open handle holds the volume */
+	union {
+		struct pool_io io;
+		struct pool_command command;
+	};
+	struct { /* kept between the steps of an operation */
+		int flags, mode;
+		uint64_t offset, length;
+		struct volume *volume;
+		fuse_ino_t ino;
+	} step;
+};
+
+#define FUSE_REQUEST_OFFSET (FUSE_PAGE - FUSE_WRITE_HEADER)
+#define FUSE_SLOT_BYTES (FUSE_PAGE + FUSE_MAX_WRITE + FUSE_PAGE)
+_Static_assert(sizeof(struct fuse_slot) <= FUSE_REQUEST_OFFSET, "a slot fits before its request");
+
+static inline char *fuse_slot_payload(struct fuse_slot *slot)
+{
+	return (char *)slot + FUSE_PAGE;
+}
+
+SLIST_HEAD(fuse_slot_list, fuse_slot);
+
+/* More than the kernel has in the background; foreground requests are one a waiting thread. */
+#define FUSE_MAX_BACKGROUND 256
+#define FUSE_CONGESTION_THRESHOLD 192
+#define FUSE_SLOTS_PER_WORKER 1024
+
+struct fuse_worker {
+	struct fuse_server *server;
+	pthread_t thread;
+	bool started;
+	unsigned index;
+
+	/* The thread's own. */
+	struct io_queue *queue;
+	struct io_watch watch;
+	bool watching;
+	struct fuse_slot_list free;
+	struct fuse_slot *filling; /* read from the kernel, not taken by an operation yet */
+	unsigned nr_made;          /* slots [0, nr_made) of memory exist */
+	unsigned nr_busy;          /* taken and not known to be back */
+	char *memory;
+	atomic_ulong requests, starved;
+
+	/* Slots that other threads gave back. */
+	struct tp_lock lock; /* LC_fuse, a mutex */
+	struct fuse_slot_list returned TP_GUARDED_BY(lc_fuse);
+	unsigned nr_returned TP_GUARDED_BY(lc_fuse);
+	unsigned long handed_over TP_GUARDED_BY(lc_fuse);
+	bool wants_wake TP_GUARDED_BY(lc_fuse); /* cannot go on without a slot coming back */
+};
+
+/* ---- a volume that is or was open ---- */
+
+struct fuse_node {
+	_Atomic(struct volume *) volume; /* while nr_open; each open holds it */
+	_Atomic uint64_t modified_usec;  /* last write seen, since 1970; 0: none */
+	unsigned nr_open TP_GUARDED_BY(lc_fuse);
+	atomic_uint generation; /* of the volume the rest is about */
+};
+
+#define NODE_LEAF_BITS 12
+#define NODE_LEAF_SIZE (1u << NODE_LEAF_BITS)
+
+struct fuse_node_leaf {
+	struct fuse_node nodes[NODE_LEAF_SIZE];
+};
+
+/* ---- an open file of .thinpool ---- */
+
+#define FUSE_VIRTUAL_OPEN_MAX 256
+
+struct fuse_virtual_handle {
+	char *text; /* NULL: free */
+	size_t length;
+	uint32_t cookie; /* tells handles of an earlier life apart */
+};
+
+/* ---- what the kernel has to be told ---- */
+
+#define FUSE_NOTICES_MAX 4096
+
+struct fuse_notice {
+	STAILQ_ENTRY(fuse_notice) link;
+	enum pool_event_kind kind;
+	thin_id_t id;
+	char name[];
+};
+STAILQ_HEAD(fuse_notice_list, fuse_notice);
+
+/* ---- the server ---- */
+
+struct fuse_server {
+	/* Constant once started. */
+	struct pool *pool;
+	struct fuse_session *session;
+	struct fuse_mount *mount;
+	int fd; /* owned by session once that took it */
+	int end_fd;
+	enum fuse_cache_mode cache;
+	bool read_only, can_expire;
+	char *socket_path;
+	const struct fuse_virtual_file *files;
+	unsigned nr_files;
+	uid_t uid;
+	gid_t gid;
+	uint32_t block_size;
+	uint64_t start_usec;
+	unsigned nr_workers;
+	struct fuse_worker *workers;
+
+	/* While INIT is answered: what the kernel offered.  NULL afterwards. */
+	const struct fuse_init_in *offer;
+
+	atomic_bool ended, stopping;
+
+	_Atomic(struct fuse_node_leaf *) leaves[(THIN_ID_MAX + 1) >> NODE_LEAF_BITS];
+	atomic_uint nr_open_volumes;
+
+	struct tp_lock lock; /* LC_fuse, a mutex */
+	struct fuse_virtual_handle virtual_handles[FUSE_VIRTUAL_OPEN_MAX] TP_GUARDED_BY(lc_fuse);
+	uint32_t last_cookie TP_GUARDED_BY(lc_fuse);
+
+	pthread_t notifier;
+	bool notifier_started;
+	pthread_cond_t notify_cond;
+	struct fuse_notice_list notices TP_GUARDED_BY(lc_fuse);
+	unsigned nr_notices TP_GUARDED_BY(lc_fuse);
+	bool forget_all TP_GUARDED_BY(lc_fuse); /* notices were lost */
+	bool notifier_stop TP_GUARDED_BY(lc_fuse);
+	uint64_t notices_sent TP_GUARDED_BY(lc_fuse), notices_dropped TP_GUARDED_BY(lc_fuse);
+};
+
+static inline struct fuse_server *request_server(fuse_req_t req)
+{
+	return fuse_req_userdata(req);
+}
+
+/* ---- fuse-errno.c ---- */
+
+/* 0 or a negative errno of ours -> 0 or a positive errno a system call may return. */
+int fuse_errno(int r);
+
+static inline void reply_error(fuse_req_t req, int r)
+{
+	fuse_reply_err(req, fuse_errno(r));
+}
+
+/* ---- fuse-reactor.c ---- */
+
+int fuse_workers_create(struct fuse_server *server) TP_MUST_CHECK;
+int fuse_workers_start(struct fuse_server *server) TP_MUST_CHECK;
+/* The end of service has been decided: the workers notice, finish what they have and go. */
+void fuse_workers_wake(struct fuse_server *server) TP_EXCLUDES(lc_fuse);
+void fuse_workers_join(struct fuse_server *server) TP_EXCLUDES_ALL;
+void fuse_workers_destroy(struct fuse_server *server);
+void fuse_server_ended(struct fuse_server *server) TP_EXCLUDES(lc_fuse);
+
+/*
+ * Take the buffer of the request that this worker is processing; it then lives until
+ * fuse_slot_end(), which any thread may call, after the reply and with no lock held.
+ */
+struct fuse_slot *fuse_slot_take(fuse_req_t req);
+void fuse_slot_end(struct fuse_slot *slot) TP_EXCLUDES(lc_catalog, lc_fuse);
+
+/* Any thread: the calling worker's queue; a thread that is no worker gets one of its own. */
+struct io_queue *fuse_queue_self(void);
+
+void fuse_slot_submit_io(struct fuse_slot *slot)
+	TP_EXCLUDES(lc_throttle, lc_catalog, lc_pool, lc_prison, lc_meta_root);
+
+/* ---- fuse-node.c ---- */
+
+/* The node of a volume, made at need; NULL: no memory. */
+struct fuse_node *fuse_node_get(struct fuse_server *server, thin_id_t id);
+/* NULL: never opened. */
+struct fuse_node *fuse_node_find(struct fuse_server *server, thin_id_t id);
+void fuse_nodes_destroy(struct fuse_server *server);
+
+/* A handle on @v, whose reference passes to the node on success. */
+int fuse_node_open(struct fuse_server *server, struct volume *v, bool for_writing)
+	TP_EXCLUDES(lc_catalog, lc_fuse) TP_MUST_CHECK;
+void fuse_node_close(struct fuse_server *server, thin_id_t id) TP_EXCLUDES(lc_catalog, lc_fuse);
+
+/* Remember that an open volume is being written to: what st_mtime tells. */
+void fuse_node_modified(struct fuse_server *server, thin_id_t id);
+/* The same of one that may not be open. */
+void fuse_node_touch(struct fuse_server *server, const struct volume_info *info);
+
+/*
+ * The volume of an open handle, or else (a request without one) with a reference for
+ * slot->reference.
+ */
+int fuse_volume_of(struct fuse_slot *slot, thin_id_t id, struct volume **ret_v)
+	TP_EXCLUDES(lc_catalog) TP_MUST_CHECK;
+
+void fuse_volume_attr(struct fuse_server *server, const struct volume_info *info,
+		      struct stat *ret_attr);
+void fuse_volume_entry(struct fuse_server *server, const struct volume_info *info,
+		       struct fuse_entry_param *ret_entry);
+
+/* ---- fuse-virtual.c ---- */
+
+void fuse_virtual_attr(struct fuse_server *server, fuse_ino_t ino, struct stat *ret_attr);
+/* 0: no such file. */
+fuse_ino_t fuse_virtual_lookup(struct fuse_server *server, const char *name);
+bool fuse_virtual_exists(struct fuse_server *server, fuse_ino_t ino);
+void fuse_virtual_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void fuse_virtual_read(fuse_req_t req, size_t size, off_t offset, struct fuse_file_info *fi);
+void fuse_virtual_release(fuse_req_t req, struct fuse_file_info *fi);
+void fuse_virtual_destroy(struct fuse_server *server);
+
+/* ---- fuse-io.c ---- */
+
+/* Answer an open: flags that libfuse cannot express included.  @entry: of a create, else NULL. */
+int fuse_reply_open_volume(struct fuse_slot *slot, const struct fuse_entry_param *entry,
+			   thin_id_t id);
+
+void fuse_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void fuse_op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void fuse_op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset,
+		  struct fuse_file_info *fi);
+void fuse_op_write(fuse_req_t req, fuse_ino_t ino, const char *buffer, size_t size, off_t offset,
+		   struct fuse_file_info *fi);
+void fuse_op_fsync(fuse_req_t req, fuse_ino_t ino, int data_only, struct fuse_file_info *fi);
+void fuse_op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset, off_t length,
+		       struct fuse_file_info *fi);
+void fuse_op_lseek(fuse_req_t req, fuse_ino_t ino, off_t offset, int whence,
+		   struct fuse_file_info *fi);
+
+/* ---- fuse-xattr.c ---- */
+
+void fuse_op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size);
+void fuse_op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size);
+void fuse_op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value,
+		      size_t size, int flags);
+void fuse_op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name);
+
+/* ---- fuse-fs.c ---- */
+
+/* All operations; those of fuse-io.c included. */
+extern const struct fuse_lowlevel_ops fuse_operations;
+
+/* ---- fuse-notify.c ---- */
+
+int fuse_notifier_start(struct fuse_server *server) TP_MUST_CHECK;
+void fuse_notifier_stop(struct fuse_server *server) TP_EXCLUDES_ALL;
+
+#endif

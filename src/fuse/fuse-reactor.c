@@ -1,0 +1,416 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * fuse-reactor.c - the workers: requests in, buffers, hand-over between threads
+ *
+ * All workers read one nonblocking connection (cloned descriptors would break a later
+ * hand-over to a new daemon).  A worker reads requests in batches, starts them, and sleeps in
+ * io_queue_run() until data I/O has ended or there are new requests.  Nothing here waits for
+ * anything else, and a request costs no thread: it is a slot (fuse-internal.h) until answered.
+ *
+ * Slots are address space until used, and used last in, first out, so that a lightly loaded
+ * worker stays within a few pages.  What a burst has touched is given back to the system when
+ * a worker has had nothing to do for a while.
+ *
+ * A slot may be answered by any thread (the pool's worker).  Its own worker takes it back
+ * without a lock, another thread under fuse_worker.lock.
+ *
+ * Invariants
+ *   R1  nr_busy counts slots taken and not yet moved back to "free"; those on "returned" count.
+ *   R2  a worker without free slots does not watch the connection, and has set wants_wake.
+ *   R3  a worker's thread ends only when service has ended and nr_busy is 0; whoever returned
+ *       the last slot has left the worker's lock by then, so the worker may go.
+ */
+#include "fuse/fuse-internal.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define LOG_MODULE "fuse"
+#include "util/log.h"
+
+/* Requests read before data I/O is submitted and completions are looked at. */
+enum { BATCH = 32 };
+
+/* In flight on one ring; more wait inside the queue. */
+enum { QUEUE_DEPTH = 256 };
+
+/* Long enough that a busy mount never pays for faulting its buffers in again. */
+#define IDLE_TRIM_USEC UINT64_C(5000000)
+
+/* A buffer that never held more than this is not worth a system call. */
+#define TRIM_WORTH (64u << 10)
+
+/* libfuse hands its callbacks no context but the server: the rest is found by thread. */
+static _Thread_local struct fuse_worker *this_worker;
+
+/* -------------------------------------------------------------------- slots */
+
+static struct fuse_slot *make_slot(struct fuse_worker *w)
+{
+	struct fuse_slot *slot;
+
+	if (w->nr_made == FUSE_SLOTS_PER_WORKER)
+		return NULL;
+	slot = (struct fuse_slot *)(void *)(w->memory + (size_t)w->nr_made++ * FUSE_SLOT_BYTES);
+	slot->worker = w;
+	slot->server = w->server;
+	return slot;
+}
+
+/* Move what other threads gave back to the free list; ask to be woken by the next, or not. */
+static bool collect_returned(struct fuse_worker *w, bool wants_wake)
+{
+	struct fuse_slot *slot;
+	bool any = false;
+
+	lock_fuse(&w->lock);
+	while ((slot = SLIST_FIRST(&w->returned))) {
+		SLIST_REMOVE_HEAD(&w->returned, link);
+		SLIST_INSERT_HEAD(&w->free, slot, link);
+		any = true;
+	}
+	w->nr_busy -= w->nr_returned;
+	w->nr_returned = 0;
+	w->wants_wake = wants_wake;
+	unlock_fuse(&w->lock);
+	return any;
+}
+
+static struct fuse_slot *get_slot(struct fuse_worker *w)
+{
+	struct fuse_slot *slot = SLIST_FIRST(&w->free);
+
+	/* Used ones before new ones: their pages are there already. */
+	if (!slot && w->nr_busy && collect_returned(w, false))
+		slot = SLIST_FIRST(&w->free);
+	if (slot) {
+		SLIST_REMOVE_HEAD(&w->free, link);
+		return slot;
+	}
+	return make_slot(w);
+}
+
+static void put_slot(struct fuse_worker *w, struct fuse_slot *slot)
+{
+	SLIST_INSERT_HEAD(&w->free, slot, link);
+}
+
+struct fuse_slot *fuse_slot_take(fuse_req_t req)
+{
+	struct fuse_worker *w = this_worker;
+	struct fuse_slot *slot = w->filling;
+
+	TP_INVARIANT(slot);
+	w->filling = NULL;
+	w->nr_busy++;
+	slot->req = req;
+	slot->reference = NULL;
+	return slot;
+}
+
+void fuse_slot_end(struct fuse_slot *slot)
+{
+	struct fuse_worker *w = slot->worker;
+
+	if (slot->reference)
+		volume_put(slot->reference);
+	if (w == this_worker) {
+		w->nr_busy--;
+		put_slot(w, slot);
+		return;
+	}
+	/* After unlocking nothing of the worker may be touched: it may be the last slot (R3). */
+	lock_fuse(&w->lock);
+	SLIST_INSERT_HEAD(&w->returned, slot, link);
+	w->nr_returned++;
+	w->handed_over++;
+	if (w->wants_wake) {
+		w->wants_wake = false;
+		io_queue_wake(w->queue);
+	}
+	unlock_fuse(&w->lock);
+}
+
+static void trim_free_slots(struct fuse_worker *w)
+{
+	struct fuse_slot *slot;
+
+	collect_returned(w, false);
+	SLIST_FOREACH(slot, &w->free, link)
+	{
+		if (slot->touched <= TRIM_WORTH)
+			continue;
+		(void)madvise(fuse_slot_payload(slot), FUSE_SLOT_BYTES - FUSE_PAGE, MADV_DONTNEED);
+		slot->touched = 0;
+	}
+}
+
+/* -------------------------------------------------------------- submissions */
+
+struct io_queue *fuse_queue_self(void)
+{
+	struct io_queue *q;
+
+	if (this_worker)
+		return this_worker->queue;
+	/* The pool's worker, going on with an operation of several steps. */
+	if (io_queue_self(&q))
+		return NULL;
+	return q;
+}
+
+void fuse_slot_submit_io(struct fuse_slot *slot)
+{
+	struct io_queue *q = fuse_queue_self();
+
+	if (likely(q))
+		pool_io_submit(slot->server->pool, q, &slot->io);
+	else
+		slot->io.done(&slot->io, -ENOMEM);
+}
+
+/* ---------------------------------------------------------------- a worker */
+
+/* Returns false when there is nothing more to read now. */
+static bool read_request(struct fuse_worker *w)
+{
+	struct fuse_server *server = w->server;
+	struct fuse_slot *slot = get_slot(w);
+	struct fuse_buf buf;
+	ssize_t n;
+
+	if (unlikely(!slot))
+		return false;
+	buf = (struct fuse_buf){ .mem = (char *)slot + FUSE_REQUEST_OFFSET };
+	n = read(server->fd, buf.mem, FUSE_WRITE_HEADER + FUSE_MAX_WRITE);
+	if (n <= 0) {
+		put_slot(w, slot);
+		if (n < 0 && (errno == EINTR || errno == ENOENT))
+			return true; /* ENOENT: the request was withdrawn while we took it */
+		if (n < 0 && errno == EAGAIN)
+			return false;
+		if (n < 0 && errno != ENODEV && errno != ECONNABORTED)
+			log_err("cannot read requests of the mount: %s, it ends", strerror(errno));
+		fuse_server_ended(server);
+		return false;
+	}
+
+	buf.size = (size_t)n;
+	if (buf.size > FUSE_WRITE_HEADER)
+		slot->touched = MAX(slot->touched, buf.size);
+	w->filling = slot;
+	atomic_store_explicit(&w->requests,
+			      atomic_load_explicit(&w->requests, memory_order_relaxed) + 1,
+			      memory_order_relaxed);
+	fuse_session_process_buf(server->session, &buf);
+	if (w->filling) { /* answered without needing it */
+		put_slot(w, slot);
+		w->filling = NULL;
+	}
+	return true;
+}
+
+static void unwatch(struct fuse_worker *w)
+{
+	if (w->watching)
+		io_queue_unwatch(w->queue, &w->watch);
+	w->watching = false;
+}
+
+static bool has_slot(const struct fuse_worker *w)
+{
+	return !SLIST_EMPTY(&w->free) || w->nr_made < FUSE_SLOTS_PER_WORKER;
+}
+
+static void connection_ready(struct io_watch *watch, short revents)
+{
+	struct fuse_worker *w = container_of(watch, struct fuse_worker, watch);
+
+	(void)revents;
+	for (unsigned i = 0; i < BATCH; i++)
+		if (!read_request(w))
+			break;
+}
+
+/* Watch the connection exactly while there is a slot to read into (R2). */
+static void update_watch(struct fuse_worker *w)
+{
+	if (has_slot(w) || collect_returned(w, true)) {
+		if (!w->watching)
+			io_queue_watch(w->queue, &w->watch);
+		w->watching = true;
+	} else if (w->watching) {
+		unwatch(w);
+		atomic_fetch_add_explicit(&w->starved, 1, memory_order_relaxed);
+	}
+}
+
+static bool going_on(const struct fuse_server *server)
+{
+	return !atomic_load_explicit(&server->ended, memory_order_acquire) &&
+	       !atomic_load_explicit(&server->stopping, memory_order_acquire);
+}
+
+/* Service is over: wait for the answers that are still owed. */
+static void finish(struct fuse_worker *w)
+{
+	unwatch(w);
+	for (;;) {
+		collect_returned(w, true);
+		if (!w->nr_busy)
+			return;
+		io_queue_run(w->queue, UINT64_MAX);
+	}
+}
+
+/* Other threads wake the queue under the lock, so that it is not destroyed under their hands. */
+static void set_queue(struct fuse_worker *w, struct io_queue *q)
+{
+	lock_fuse(&w->lock);
+	w->queue = q;
+	unlock_fuse(&w->lock);
+}
+
+static void *worker_main(void *arg)
+{
+	struct fuse_worker *w = arg;
+	struct io_queue *q;
+	char name[16];
+	int r;
+
+	snprintf(name, sizeof(name), "fuse-%u", w->index);
+	pthread_setname_np(pthread_self(), name);
+	r = io_queue_create(QUEUE_DEPTH, &q);
+	if (r) {
+		log_err("cannot make an I/O queue: %s, the mount ends", strerror(-r));
+		fuse_server_ended(w->server);
+		return NULL;
+	}
+	this_worker = w;
+	set_queue(w, q);
+	w->watch = (struct io_watch){ .fd = w->server->fd,
+				      .events = POLLIN,
+				      .ready = connection_ready };
+
+	while (going_on(w->server)) {
+		update_watch(w);
+		if (!io_queue_run(w->queue, IDLE_TRIM_USEC))
+			trim_free_slots(w);
+	}
+
+	finish(w);
+	this_worker = NULL;
+	set_queue(w, NULL);
+	io_queue_destroy(q);
+	return NULL;
+}
+
+/* ------------------------------------------------------------- all of them */
+
+static int worker_init(struct fuse_worker *w, struct fuse_server *server, unsigned index)
+{
+	size_t bytes = (size_t)FUSE_SLOTS_PER_WORKER * FUSE_SLOT_BYTES;
+
+	w->server = server;
+	w->index = index;
+	SLIST_INIT(&w->free);
+	SLIST_INIT(&w->returned);
+	tp_lock_init(&w->lock, LC_fuse, LOCK_KIND_MUTEX);
+	w->memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (w->memory == MAP_FAILED) {
+		w->memory = NULL;
+		return -errno;
+	}
+	/* A huge page would back a dozen small requests with two megabytes. */
+	(void)madvise(w->memory, bytes, MADV_NOHUGEPAGE);
+	return 0;
+}
+
+int fuse_workers_create(struct fuse_server *server)
+{
+	int r = 0;
+
+	server->workers = calloc(server->nr_workers, sizeof(*server->workers));
+	if (!server->workers) {
+		server->nr_workers = 0;
+		return -ENOMEM;
+	}
+	for (unsigned i = 0; i < server->nr_workers; i++) {
+		int s = worker_init(&server->workers[i], server, i);
+
+		r = r ? r : s;
+	}
+	return r;
+}
+
+int fuse_workers_start(struct fuse_server *server)
+{
+	sigset_t all, old;
+	int r = 0;
+
+	/* Signals are for the main thread. */
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	for (unsigned i = 0; i < server->nr_workers && !r; i++) {
+		struct fuse_worker *w = &server->workers[i];
+
+		r = -pthread_create(&w->thread, NULL, worker_main, w);
+		w->started = !r;
+	}
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	return r;
+}
+
+void fuse_workers_wake(struct fuse_server *server)
+{
+	for (unsigned i = 0; i < server->nr_workers; i++) {
+		struct fuse_worker *w = &server->workers[i];
+
+		lock_fuse(&w->lock);
+		if (w->queue)
+			io_queue_wake(w->queue);
+		unlock_fuse(&w->lock);
+	}
+}
+
+void fuse_server_ended(struct fuse_server *server)
+{
+	uint64_t one = 1;
+
+	if (atomic_exchange(&server->ended, true))
+		return;
+	fuse_workers_wake(server);
+	while (write(server->end_fd, &one, sizeof(one)) < 0 && errno == EINTR)
+		;
+}
+
+void fuse_workers_join(struct fuse_server *server)
+{
+	/* They may wait for requests that the pool's worker ends. */
+	tp_lock_may_wait(LC_control);
+	for (unsigned i = 0; i < server->nr_workers; i++)
+		if (server->workers[i].started)
+			pthread_join(server->workers[i].thread, NULL);
+}
+
+void fuse_workers_destroy(struct fuse_server *server)
+{
+	size_t bytes = (size_t)FUSE_SLOTS_PER_WORKER * FUSE_SLOT_BYTES;
+
+	for (unsigned i = 0; i < server->nr_workers; i++) {
+		struct fuse_worker *w = &server->workers[i];
+
+		if (w->memory)
+			munmap(w->memory, bytes);
+		tp_lock_destroy(&w->lock);
+	}
+	free(server->workers);
+}
