@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * thin-image.h - metadata in memory, shown to the tools that everybody else uses
+ */
+#ifndef TP_TESTS_THIN_IMAGE_H
+#define TP_TESTS_THIN_IMAGE_H
+
+#include <stdbool.h>
+
+struct io_device;
+
+struct thin_image {
+	char path[64];
+};
+
+/* Write a mem-device to a (sparse) temporary file; aborts if that is not possible. */
+struct thin_image thin_image_save(struct io_device *mem);
+void thin_image_remove(struct thin_image *image);
+
+/*
+ * Do thin_check and tests/tools/thinmeta.py (with --strict: accounting hints too) find nothing?
+ * What they say goes to stderr if not.
+ */
+bool thin_image_is_clean(const struct thin_image *image);
+
+/* Save, check, remove. */
+bool thin_device_is_clean(struct io_device *mem);
+
+#endif

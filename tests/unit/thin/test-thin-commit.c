@@ -1,0 +1,324 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Unit tests of commit, abort and NEEDS_CHECK.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <errno.h>
+#include <pthread.h>
+
+#include "fault-device.h"
+#include "thin-fixture.h"
+#include "thin/thin-metadata.h"
+#include "thinpoold/disk-format.h"
+
+/* ---- commit ---- */
+
+static void commit_of_nothing_does_nothing(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t requests = fault_device_nr_requests(f->meta, FAULT_ALL_OPS);
+	uint64_t flushes = fault_device_nr_requests(f->data, FLUSHES);
+
+	assert_int_equal(thin_metadata_commit(f->tmd), 0);
+	assert_int_equal(fault_device_nr_requests(f->meta, FAULT_ALL_OPS), requests);
+	assert_int_equal(fault_device_nr_requests(f->data, FLUSHES), flushes);
+}
+
+/* Index of the first entry from @i on that is of kind @op; the number of entries: none. */
+static size_t next_entry(const struct fault_log_entry *log, size_t nr, size_t i, enum io_op op)
+{
+	while (i < nr && log[i].op != op)
+		i++;
+	return i;
+}
+
+static void superblock_is_written_last_and_alone(void **state)
+{
+	struct fixture *f = *state;
+	const struct fault_log_entry *log;
+	size_t nr, i, flush;
+	struct thin_device *td;
+
+	assert_int_equal(thin_metadata_create_thin(f->tmd, 1), 0);
+	td = open_device(f, 1);
+	for (unsigned v = 0; v < 300; v++)
+		write_block(f->tmd, td, v);
+	fault_device_log_start(f->meta, false);
+	assert_int_equal(thin_metadata_commit(f->tmd), 0);
+	log = fault_device_log(f->meta, &nr);
+
+	/* Writes of anything but block 0; a flush; block 0 alone; a flush. */
+	flush = next_entry(log, nr, 0, IO_FLUSH);
+	assert_true(flush > 0 && flush + 3 == nr);
+	for (i = 0; i < flush; i++) {
+		assert_int_equal(log[i].op, IO_WRITE);
+		assert_true(log[i].offset >= METADATA_BLOCK_SIZE);
+		assert_true(log[i].ended < log[flush].began);
+	}
+	assert_int_equal(log[flush + 1].op, IO_WRITE);
+	assert_int_equal(log[flush + 1].offset, 0);
+	assert_int_equal(log[flush + 1].length, METADATA_BLOCK_SIZE);
+	assert_true(log[flush].ended < log[flush + 1].began);
+	assert_int_equal(log[flush + 2].op, IO_FLUSH);
+	fault_device_log_stop(f->meta);
+	thin_device_close(td);
+}
+
+static void data_is_flushed_before_metadata_is_written(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t writes = fault_device_nr_requests(f->meta, WRITES);
+
+	assert_int_equal(thin_metadata_create_thin(f->tmd, 1), 0);
+	fault_device_fail_nth(f->data, FLUSHES, 1);
+	assert_int_equal(thin_metadata_commit(f->tmd), -EIO);
+	assert_int_equal(fault_device_nr_requests(f->meta, WRITES), writes);
+	assert_int_equal(thin_metadata_commit(f->tmd), -EINVAL);
+	assert_int_equal(thin_metadata_create_thin(f->tmd, 2), -EINVAL);
+	assert_int_equal(thin_metadata_abort(f->tmd), 0);
+	assert_int_equal(thin_metadata_create_thin(f->tmd, 1), 0);
+	assert_int_equal(thin_metadata_commit(f->tmd), 0);
+}
+
+static void changed_lasts_until_the_commit_is_durable(void **state)
+{
+	struct fixture *f = *state;
+	struct thin_device *td;
+
+	assert_int_equal(thin_metadata_create_thin(f->tmd, 1), 0);
+	assert_int_equal(thin_metadata_commit(f->tmd), 0);
+	td = open_device(f, 1);
+	assert_false(thin_device_changed(td));
+	write_block(f->tmd, td, 0);
+	assert_true(thin_device_changed(td));
+	/* The superblock's write fails: everything before it has succeeded. */
+	fault_device_add(f->meta, &(struct fault){ .ops = WRITES, .offset = 0, .length = 1 });
+	assert_int_equal(thin_metadata_commit(f->tmd), -EIO);
+	assert_true(thin_device_changed(td));
+	assert_false(thin_device_aborted_changes(td));
+	assert_int_equal(thin_metadata_abort(f->tmd), 0);
+	assert_true(thin_device_aborted_changes(td));
+	assert_false(thin_device_changed(td));
+	assert_hole(td, 0);
+	assert_int_equal(thin_device_mapped_blocks(td), 0);
+	thin_device_close(td);
+	td = open_device(f, 1);
+	assert_true(thin_device_aborted_changes(td));
+	thin_device_close(td);
+}
+
+struct lookup_thread {
+	struct thin_device *td;
+	int r;
+	mblock_t missing;
+};
+
+static void *try_lookup(void *arg)
+{
+	struct lookup_thread *t = arg;
+	struct thin_run run;
+
+	t->r = thin_try_find_run(t->td, 0, 1, &run, &t->missing);
+	return NULL;
+}
+
+static void *commit_thread(void *arg)
+{
+	return (void *)(intptr_t)thin_metadata_commit(arg);
+}
+
+static void lookups_go_on_during_a_commit(void **state)
+{
+	struct fixture *f = *state;
+	struct lookup_thread t = { 0 };
+	pthread_t committer, reader;
+	void *r;
+
+	assert_int_equal(thin_metadata_create_thin(f->tmd, 1), 0);
+	t.td = open_device(f, 1);
+	write_block(f->tmd, t.td, 0);
+	assert_true(find(t.td, 0, 1).mapped);
+
+	for (unsigned phase = 0; phase < 2; phase++) {
+		/* Both flushes of the metadata device: before and after the superblock. */
+		fault_device_delay(f->meta, FLUSHES);
+		if (phase == 0)
+			assert_int_equal(pthread_create(&committer, NULL, commit_thread, f->tmd),
+					 0);
+		assert_true(fault_device_wait_held(f->meta, 1));
+		t.r = 1;
+		assert_int_equal(pthread_create(&reader, NULL, try_lookup, &t), 0);
+		pthread_join(reader, NULL);
+		assert_int_equal(t.r, 0);
+		if (phase == 1)
+			fault_device_release_all(f->meta);
+		else
+			fault_device_release(f->meta, 1);
+	}
+	pthread_join(committer, &r);
+	assert_null(r);
+	thin_device_close(t.td);
+}
+
+/* ---- abort and needs_check ---- */
+
+static void abort_goes_back_to_the_committed_state(void **state)
+{
+	struct fixture *f = *state;
+	struct thin_device *old, *new;
+	struct thin_run run;
+	dblock_t b, again;
+	vblock_t next;
+
+	assert_int_equal(thin_metadata_create_thin(f->tmd, 1), 0);
+	assert_int_equal(thin_metadata_create_thin(f->tmd, 9), 0);
+	old = open_device(f, 1);
+	b = write_block(f->tmd, old, 5);
+	assert_int_equal(thin_metadata_commit(f->tmd), 0);
+
+	write_block(f->tmd, old, 6);
+	write_block(f->tmd, old, 5);
+	assert_int_equal(thin_metadata_create_snap(f->tmd, 2, 1), 0);
+	assert_int_equal(thin_metadata_delete_thin(f->tmd, 9), 0);
+	new = open_device(f, 2);
+	assert_int_equal(thin_metadata_set_transaction_id(f->tmd, 0, 8), 0);
+	assert_int_equal(thin_metadata_abort(f->tmd), 0);
+
+	assert_int_equal(info_of(f).time, 0);
+	assert_int_equal(info_of(f).transaction_id, 0);
+	assert_false(thin_metadata_changed(f->tmd));
+	assert_mapped(old, 5, b, false);
+	assert_hole(old, 6);
+	assert_int_equal(thin_device_mapped_blocks(old), 1);
+	assert_true(thin_device_aborted_changes(old));
+
+	/* The snapshot never was. */
+	assert_int_equal(thin_find_run(new, 5, 1, &run), -ENODATA);
+	assert_int_equal(thin_remove_range(new, 0, 10, 1, &next), -ENODATA);
+	assert_int_equal(thin_device_highest_mapped(new, &next), -ENODATA);
+	assert_int_equal(thin_metadata_reserve_data_block(f->tmd, &again), 0);
+	assert_int_equal(thin_insert_block(new, 5, again), -ENODATA);
+	assert_int_equal(thin_metadata_create_thin(f->tmd, 2), 0); /* so its id is free */
+	assert_int_equal(thin_find_run(new, 5, 1, &run), -ENODATA);
+	assert_int_equal(thin_metadata_create_thin(f->tmd, 9), -EEXIST);
+	assert_int_equal(thin_metadata_commit(f->tmd), 0);
+	thin_device_close(new);
+	thin_device_close(old);
+	assert_true(is_clean(f));
+}
+
+static void failed_snapshot_loses_nothing_of_its_origin(void **state)
+{
+	struct fixture *f = *state;
+	struct thin_device *td;
+
+	assert_int_equal(thin_metadata_create_thin(f->tmd, 1), 0);
+	assert_int_equal(thin_metadata_commit(f->tmd), 0);
+	td = open_device(f, 1);
+	assert_int_equal(thin_metadata_create_snap(f->tmd, 2, 1), 0);
+	assert_false(thin_device_changed(td));
+	assert_int_equal(thin_metadata_abort(f->tmd), 0);
+	assert_false(thin_device_aborted_changes(td));
+	thin_device_close(td);
+}
+
+static void abort_that_cannot_read_fails_for_good(void **state)
+{
+	struct fixture *f = *state;
+	struct thin_metadata_info info;
+	struct thin_device *td;
+	struct thin_run run;
+	mblock_t missing;
+	dblock_t b;
+
+	assert_int_equal(thin_metadata_create_thin(f->tmd, 1), 0);
+	td = open_device(f, 1);
+	fault_device_add(f->meta, &(struct fault){ .ops = FAULT_OP(IO_READ), .count = UINT64_MAX });
+	assert_int_not_equal(thin_metadata_abort(f->tmd), 0);
+	fault_device_clear(f->meta);
+
+	info = info_of(f);
+	assert_true(info.failed);
+	assert_int_equal(thin_metadata_abort(f->tmd), -EINVAL);
+	assert_int_equal(thin_metadata_commit(f->tmd), -EINVAL);
+	assert_int_equal(thin_metadata_set_needs_check(f->tmd), -EINVAL);
+	assert_int_equal(thin_metadata_create_thin(f->tmd, 2), -EINVAL);
+	assert_int_equal(thin_metadata_reserve_data_block(f->tmd, &b), -EINVAL);
+	thin_metadata_unreserve_data_blocks(f->tmd, 0, 1);
+	thin_metadata_take_freed(f->tmd, NULL, NULL);
+	assert_int_equal(thin_find_run(td, 0, 1, &run), -EINVAL);
+	assert_int_equal(thin_try_find_run(td, 0, 1, &run, &missing), -EINVAL);
+	assert_int_equal(thin_device_open(f->tmd, 1, &td), -EINVAL);
+	thin_device_close(td);
+	reopen(f); /* closing works, and nothing is lost */
+	assert_int_equal(info_of(f).nr_data_blocks, NR_DATA);
+}
+
+static void needs_check_is_durable_at_once(void **state)
+{
+	struct fixture *f = *state;
+	struct thin_device *td;
+	struct thin_run run;
+	dblock_t b, other;
+
+	assert_int_equal(thin_metadata_create_thin(f->tmd, 1), 0);
+	td = open_device(f, 1);
+	b = write_block(f->tmd, td, 0);
+	assert_int_equal(thin_metadata_commit(f->tmd), 0);
+	write_block(f->tmd, td, 1);
+	assert_int_equal(thin_metadata_abort(f->tmd), 0);
+	assert_int_equal(thin_metadata_set_needs_check(f->tmd), 0);
+	thin_metadata_set_read_only(f->tmd);
+	assert_true(info_of(f).needs_check);
+	assert_int_equal(thin_metadata_set_needs_check(f->tmd), 0); /* it is set */
+	assert_true(is_clean(f));
+	thin_device_close(td);
+
+	reopen(f);
+	assert_true(info_of(f).needs_check);
+	assert_false(info_of(f).read_only);
+	td = open_device(f, 1);
+	assert_mapped(td, 0, b, false);
+	assert_hole(td, 1);
+	assert_int_equal(thin_metadata_reserve_data_block(f->tmd, &other), -EPERM);
+	assert_int_equal(thin_insert_block(td, 1, 5), -EPERM);
+	assert_int_equal(thin_metadata_create_thin(f->tmd, 2), -EPERM);
+	assert_int_equal(thin_metadata_delete_thin(f->tmd, 1), -EPERM);
+	assert_int_equal(thin_metadata_resize_data(f->tmd, NR_DATA), -EPERM);
+	assert_int_equal(thin_metadata_commit(f->tmd), 0);
+	assert_int_equal(thin_find_run(td, 0, 1, &run), 0);
+	thin_device_close(td);
+}
+
+static void failed_needs_check_is_told(void **state)
+{
+	struct fixture *f = *state;
+
+	fault_device_fail_nth(f->meta, WRITES, 1);
+	assert_int_equal(thin_metadata_set_needs_check(f->tmd), -EIO);
+	assert_false(info_of(f).needs_check);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		TEST(commit_of_nothing_does_nothing),
+		TEST(superblock_is_written_last_and_alone),
+		TEST(data_is_flushed_before_metadata_is_written),
+		TEST(changed_lasts_until_the_commit_is_durable),
+		TEST(lookups_go_on_during_a_commit),
+		TEST(abort_goes_back_to_the_committed_state),
+		TEST(failed_snapshot_loses_nothing_of_its_origin),
+		TEST(abort_that_cannot_read_fails_for_good),
+		TEST(needs_check_is_durable_at_once),
+		TEST(failed_needs_check_is_told),
+	};
+
+	cmocka_set_message_output(CM_OUTPUT_TAP);
+	return cmocka_run_group_tests_name("thin-commit", tests, NULL, NULL);
+}
