@@ -27,7 +27,6 @@ struct stats;
 struct volume_table;
 struct worker;
 
-STAILQ_HEAD(command_list, pool_command);
 STAILQ_HEAD(segment_list, segment);
 
 struct pool {
@@ -179,11 +178,18 @@ void volumes_unload(struct pool *pool) TP_EXCLUDES_ALL;
 
 /*
  * Worker only, once in each pass.  Carry out the commands that wait in pool->commands, one
- * after another, commit once for all of them with pool_commit_now(), answer them; do a slice
- * of background work (removal of unlinked volumes).  Returns true if there is more to do: then
- * the worker comes back without waiting to be woken.
+ * after another, commit once for all of them with pool_commit_now(), and have the answers
+ * ready for pool_deliver_commands(); do a slice of background work (removal of unlinked
+ * volumes).  Returns true if there is more to do: then the worker comes back without waiting
+ * to be woken.
  */
 bool pool_run_commands(struct pool *pool) TP_EXCLUDES_ALL TP_MUST_CHECK;
+
+/*
+ * Worker only, when no lock is held, not even the throttle: call @done of the commands that
+ * are carried out, and tell front ends what has changed.
+ */
+void pool_deliver_commands(struct pool *pool) TP_EXCLUDES_ALL;
 
 /*
  * Worker only.  Before a commit: write the catalog records of volumes that writes made larger,

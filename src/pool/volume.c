@@ -263,8 +263,7 @@ struct volume *volume_free(struct volume *v)
 	return NULL;
 }
 
-/* From when it was created, so that it is the same after a restart. */
-static uint32_t make_generation(uint64_t created)
+uint32_t volume_make_generation(uint64_t created)
 {
 	created ^= created >> 33;
 	created *= UINT64_C(0xff51afd7ed558ccd);
@@ -288,7 +287,7 @@ int volume_new(struct pool *pool, const struct catalog_record *rec, struct volum
 	v->pool = pool;
 	v->id = rec->id;
 	v->entry.now = *rec;
-	v->entry.generation = make_generation(rec->created_usec);
+	v->entry.generation = volume_make_generation(rec->created_usec);
 	atomic_init(&v->entry.refs, 1);
 	atomic_init(&v->read_only, (rec->flags & CATALOG_READ_ONLY) != 0);
 	volume_io_init(v, pool, td, rec->size_bytes);
@@ -304,6 +303,8 @@ int volume_table_create(struct volume_table **ret_table)
 		return -ENOMEM;
 	TAILQ_INIT(&t->all);
 	STAILQ_INIT(&t->touched);
+	STAILQ_INIT(&t->events);
+	STAILQ_INIT(&t->answers);
 	for (unsigned i = 0; i < VOLUME_NR_STATES; i++)
 		TAILQ_INIT(&t->states[i]);
 	t->lowest_free = 1;
@@ -329,6 +330,7 @@ struct volume_table *volume_table_destroy(struct volume_table *t)
 		TAILQ_REMOVE(&t->all, v, entry.all_link);
 		volume_free(v);
 	}
+	volumes_drop_events(t);
 	for (unsigned i = 0; i < VOLUME_NR_PAGES; i++)
 		free(t->pages[i]);
 	free(t->orphans);

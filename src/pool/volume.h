@@ -18,14 +18,13 @@
 #include <sys/queue.h>
 
 #include "catalog/catalog.h"
+#include "pool/pool.h"
 #include "thinpoold/types.h"
 #include "util/compiler.h"
 #include "util/error.h"
 #include "util/lock-class.h"
 
-struct pool;
-struct thin_device_details;
-struct volume;
+struct queued_event;
 
 /*
  *            found by   device
@@ -76,6 +75,8 @@ struct volume_entry {
 LIST_HEAD(volume_bucket, volume);
 TAILQ_HEAD(volume_list, volume);
 STAILQ_HEAD(volume_touched, volume);
+STAILQ_HEAD(command_list, pool_command);
+STAILQ_HEAD(queued_events, queued_event);
 
 struct volume_table {
 	struct volume **pages[VOLUME_NR_PAGES]; /* by id; LIVE and UNLINKED */
@@ -91,6 +92,9 @@ struct volume_table {
 
 	thin_id_t *orphans; /* records without a device, to be erased */
 	size_t nr_orphans;
+
+	struct queued_events events; /* to be told when no lock is held */
+	struct command_list answers; /* commands that are done */
 
 	atomic_uint nr_leaving; /* volumes UNLINKED or GONE: their last user has to tell */
 	atomic_bool look;       /* one of them may be without users now */
@@ -142,6 +146,17 @@ bool volume_id_is_used(const struct volume_table *t, thin_id_t id);
 
 /* Nobody has it open or refers to it, and nobody can any more once it is out of the table. */
 bool volume_is_idle(const struct volume *v) TP_REQUIRES(lc_catalog);
+
+/* From what is stored of a volume's creation, so that it is the same after a restart. */
+uint32_t volume_make_generation(uint64_t created);
+
+/* ---- volume-commit.c ---- */
+
+/* Tell front ends, by and by: volumes_deliver_events(), with no lock held. */
+void volumes_queue_event(struct pool *pool, enum pool_event_kind kind, thin_id_t id,
+			 const char *name);
+void volumes_deliver_events(struct pool *pool) TP_EXCLUDES_ALL;
+void volumes_drop_events(struct volume_table *t);
 
 /* ---- volume-remove.c ---- */
 
