@@ -75,7 +75,8 @@ struct bufio_shard {
 } __attribute__((aligned(64)));
 
 /* Threads count apart, so that a hit shares no more cache lines than it must. */
-#define NR_COUNTERS 16u
+#define COUNTER_BITS 4
+#define NR_COUNTERS (1u << COUNTER_BITS)
 struct bufio_counters {
 	_Atomic uint64_t hits, misses;
 } __attribute__((aligned(64)));
@@ -136,7 +137,6 @@ struct bufio_thread {
 	unsigned nr_reads;   /* in flight in its own queue */
 	unsigned pumping;    /* bufio/ runs its queue: the caller of bufio/ may hold locks */
 	unsigned submitting; /* inside a device's submission */
-	unsigned counters;   /* which ones it counts in, from 1; 0: not chosen yet */
 	struct io_queue *write_queue; /* for write passes only: no foreign callback runs there */
 };
 extern _Thread_local struct bufio_thread bufio_self;
