@@ -8,11 +8,11 @@
  *
  * How room is made decides how full the leaves end up:
  *
- *   key at the end of the node   the left neighbour is filled up completely, or else one
- *                                third of the node goes to a new node.  Ascending inserts
- *                                so leave full leaves behind.
- *   elsewhere                    spread evenly with a neighbour that has room; if both
- *                                neighbours are full, two nodes become three.
+ *   key at the end of a run   what comes before it fills the left neighbour up, or else
+ *                             the node is split there.  Ascending inserts, be it in
+ *                             several places at once, so leave full leaves behind.
+ *   elsewhere                 spread evenly with a neighbour that has room; if both
+ *                             neighbours are full, two nodes become three.
  *
  * A neighbour that somebody else shares is never touched: that would copy it for nothing.
  * Every split leaves at least the minimum fill (a third) in each part.
@@ -67,14 +67,34 @@ static int new_like(struct btree_spine *s, const struct btree_node *n, struct lo
 	return new_node(s->info, le32_get(n->header.flags), node_value_size(n), ret_lb);
 }
 
-/* How many entries the left part of a split keeps. */
-static unsigned split_point(const struct btree_node *n, bool at_end)
+/*
+ * If @key continues an ascending run of keys: how many entries of the node come before it,
+ * else 0.  So many keys in a row, none of them by chance.
+ */
+static unsigned run_before(const struct btree_node *n, uint64_t key)
 {
-	return at_end ? node_nr(n) - node_min(n) : node_nr(n) / 2;
+	const unsigned min_run = 8;
+	unsigned at = (unsigned)(node_search(n, key) + 1), nr = node_nr(n);
+
+	if (at == nr)
+		return nr;
+	if (!node_is_leaf(n) || at < min_run || node_key(n, at) == key + 1)
+		return 0;
+	return node_key(n, at - min_run) == key - min_run ? at : 0;
+}
+
+/* How many entries the left part of a split keeps. */
+static unsigned split_point(const struct btree_node *n, unsigned run)
+{
+	unsigned nr = node_nr(n);
+
+	if (run == 0)
+		return nr / 2;
+	return MIN(MAX(run, node_min(n)), nr - node_min(n));
 }
 
 /* The root keeps its place and becomes the parent of its two halves. */
-static int split_root(struct btree_spine *s, bool at_end)
+static int split_root(struct btree_spine *s, unsigned run)
 {
 	struct btree_node *root = s->node.n;
 	struct locked_block *left, *right;
@@ -89,7 +109,7 @@ static int split_root(struct btree_spine *s, bool at_end)
 		return r;
 	}
 	node_append_all(node_of_mut(left), root);
-	node_balance(node_of_mut(left), node_of_mut(right), split_point(root, at_end));
+	node_balance(node_of_mut(left), node_of_mut(right), split_point(root, run));
 
 	node_init(root, INTERNAL_NODE, sizeof(struct le64));
 	node_insert_child(root, 0, node_key(node_of(left), 0), block_location(left));
@@ -99,7 +119,7 @@ static int split_root(struct btree_spine *s, bool at_end)
 	return 0;
 }
 
-static int split_one(struct btree_spine *s, bool at_end)
+static int split_one(struct btree_spine *s, unsigned run)
 {
 	struct locked_block *right;
 	int r;
@@ -107,7 +127,7 @@ static int split_one(struct btree_spine *s, bool at_end)
 	r = new_like(s, s->node.n, &right);
 	if (r)
 		return r;
-	node_balance(s->node.n, node_of_mut(right), split_point(s->node.n, at_end));
+	node_balance(s->node.n, node_of_mut(right), split_point(s->node.n, run));
 	node_insert_child(s->parent.n, s->index + 1, node_key(node_of(right), 0),
 			  block_location(right));
 	tm_unlock(s->info->tm, right);
@@ -162,7 +182,7 @@ static int look_at_sibling(struct btree_spine *s, unsigned i, bool *ret_ours, un
 	return 0;
 }
 
-static int spill(struct btree_spine *s, unsigned sibling_index, bool at_end)
+static int spill(struct btree_spine *s, unsigned sibling_index, unsigned run)
 {
 	unsigned right_index = MAX(sibling_index, s->index);
 	struct btree_node *left, *right;
@@ -176,7 +196,9 @@ static int spill(struct btree_spine *s, unsigned sibling_index, bool at_end)
 	left = sibling_index < s->index ? node_of_mut(sibling) : s->node.n;
 	right = sibling_index < s->index ? s->node.n : node_of_mut(sibling);
 	total = node_nr(left) + node_nr(right);
-	target = at_end ? MIN(node_max(left), total - node_min(right)) : total / 2;
+	target = total / 2;
+	if (run)
+		target = MIN(MIN(node_max(left), node_nr(left) + run), total - node_min(right));
 	node_balance(left, right, target);
 	node_set_key(s->parent.n, right_index, node_key(right, 0));
 	tm_unlock(s->info->tm, sibling);
@@ -184,7 +206,7 @@ static int spill(struct btree_spine *s, unsigned sibling_index, bool at_end)
 }
 
 /* A full node that is not the root. */
-static int relieve(struct btree_spine *s, bool at_end)
+static int relieve(struct btree_spine *s, unsigned run)
 {
 	unsigned index = s->index, free_slots;
 	bool ours_left = false, ours_right = false;
@@ -195,35 +217,35 @@ static int relieve(struct btree_spine *s, bool at_end)
 		if (r)
 			return r;
 		if (free_slots >= spill_min_free(s->node.n))
-			return spill(s, index - 1, at_end);
+			return spill(s, index - 1, run);
 	}
-	if (at_end)
-		return split_one(s, true);
+	if (run)
+		return split_one(s, run);
 
 	if (index + 1 < node_nr(s->parent.n)) {
 		r = look_at_sibling(s, index + 1, &ours_right, &free_slots);
 		if (r)
 			return r;
 		if (free_slots >= spill_min_free(s->node.n))
-			return spill(s, index + 1, false);
+			return spill(s, index + 1, 0);
 	}
 	if (ours_left)
 		return split_with_sibling(s, index - 1);
 	if (ours_right)
 		return split_with_sibling(s, index + 1);
-	return split_one(s, false);
+	return split_one(s, 0);
 }
 
 /* The node is full.  Afterwards the spine stands at a node on the way to @key that is not. */
 static int make_room(struct btree_spine *s, uint64_t key)
 {
-	bool at_end = node_search(s->node.n, key) + 1 == (int)node_nr(s->node.n);
+	unsigned run = run_before(s->node.n, key);
 	int r;
 
 	if (s->depth == 0)
-		return split_root(s, at_end); /* the root has two entries now */
+		return split_root(s, run); /* the root has two entries now */
 
-	r = relieve(s, at_end);
+	r = relieve(s, run);
 	if (r)
 		return r;
 	return spine_restep(s, (unsigned)node_search(s->parent.n, key));
