@@ -8,12 +8,12 @@
  * Layer:    pdata.
  * Threads:  changes by the one mutator (meta_root exclusive), lookups under meta_root shared.
  * Values:   little-endian, info->value_type.size bytes, passed by pointer.
- * Errors:   -ENODATA    no such key (lookup, remove)
+ * Errors:   -ENODATA    no such key (lookup, remove); nothing was changed
  *           -EUCLEAN    the tree breaks the format's rules (type, order, depth, a cycle, wrong
  *                       value size, a child outside its parent's range); logged with block number
  *           -EWOULDBLOCK from the try forms
  *           and those of transaction-manager.h.
- *           After an error of a change the transaction must be aborted.
+ *           After any other error of a change the transaction must be aborted.
  * The disk is not trusted: depth is bounded (BTREE_MAX_DEPTH), so a cycle ends as -EUCLEAN.
  */
 #ifndef TP_PDATA_BTREE_H
@@ -72,7 +72,10 @@ int btree_lookup_run(const struct btree_info *info, mblock_t root, uint64_t key,
 		     bool block, unsigned max, uint64_t *keys, void *values,
 		     struct btree_run *ret_run, mblock_t *ret_missing) TP_MUST_CHECK;
 
-/* *@ret_inserted: the key was new.  May be NULL.  The caller provides the value's reference. */
+/*
+ * *@ret_inserted: the key was new.  May be NULL.  The caller provides the value's reference,
+ * unless it overwrites a value that is equal.  An outer key that is missing gets an empty tree.
+ */
 int btree_insert(const struct btree_info *info, mblock_t root, const uint64_t *keys,
 		 const void *value, mblock_t *ret_root, bool *ret_inserted) TP_MUST_CHECK;
 
