@@ -38,6 +38,7 @@ struct pool {
 	struct thin_metadata *tmd;
 	uint32_t block_size; /* bytes */
 	int block_shift;     /* log2 of it; -1: not a power of two */
+	uint64_t zone_bytes; /* of the prison: a segment does not cross a multiple of it */
 	uint32_t alignment;  /* of the data device */
 	uint64_t max_bytes;  /* a volume can have: 2^40 blocks or INT64_MAX */
 	struct prison *prison;
@@ -105,7 +106,8 @@ void volume_io_destroy(struct volume *v);
  * data I/O, mappings) until all that had started is done: then no write of @v is under
  * way, and every acknowledged one is in the open transaction.  Requests that wait for free
  * space or for a commit do not count: they are not acknowledged.  May nest; other volumes
- * go on.  The error (-EIO) says that metadata failed meanwhile; the gate is closed anyway.
+ * go on; a commit may happen if metadata space is short.  The error (-EIO) says that
+ * metadata failed meanwhile; the gate is closed anyway.
  */
 int pool_quiesce_volume(struct pool *pool, struct volume *v) TP_EXCLUDES_ALL TP_MUST_CHECK;
 void pool_resume_volume(struct pool *pool, struct volume *v) TP_EXCLUDES_ALL;

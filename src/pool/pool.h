@@ -139,16 +139,23 @@ struct pool_io {
 
 	/* private to pool/ */
 	struct pool_io_private {
-		uint64_t words[24];
+		uint64_t words[80];
 	} private;
 };
 
 /*
  * Never sleeps: neither for I/O nor for a lock held during I/O.  Data I/O is submitted on
- * @q, the calling thread's queue, or by the pool worker.
+ * @q, the calling thread's own queue (io_queue_self()), or by the pool worker.
  */
 void pool_io_submit(struct pool *pool, struct io_queue *q, struct pool_io *io)
 	TP_EXCLUDES(lc_throttle, lc_catalog, lc_pool, lc_prison, lc_meta_root);
+
+/*
+ * The same, waiting for the end, and for the throttle of a worker that is behind; @done is
+ * overwritten.  Other requests of the thread are called back meanwhile.
+ */
+int pool_io_run(struct pool *pool, struct io_queue *q, struct pool_io *io)
+	TP_EXCLUDES(lc_throttle, lc_catalog, lc_pool, lc_prison, lc_meta_root) TP_MUST_CHECK;
 
 /* ---- commands: changes to the set of volumes ---- */
 

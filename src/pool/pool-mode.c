@@ -1,0 +1,261 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * pool-mode.c - what a pool can still do: modes, failures of metadata, lack of space
+ *
+ * Worker only, but for the predicates.
+ *
+ *                     no data block, nothing to wait for
+ *             WRITE ------------------------------------> OUT_OF_DATA_SPACE
+ *               |   <------------------------------------
+ *               |            space was freed
+ *               |   only the reserve of metadata is left
+ *               |-----------------------------------------> OUT_OF_METADATA_SPACE
+ *               |   <------------------------------------
+ *               |        deleting, discarding
+ *               |   a metadata operation failed, abort done
+ *               +-----------------------------------------> READ_ONLY     (until reopened)
+ *                   abort failed too
+ *               ------------------------------------------> FAIL          (until reopened)
+ *
+ *                          mapped, own   hole, shared   punch    commands
+ *   WRITE                  written       written        yes      all
+ *   OUT_OF_DATA_SPACE      written       ENOSPC, waits  yes      all that find a block
+ *   OUT_OF_METADATA_SPACE  written       ENOSPC         yes      deleting ones
+ *   READ_ONLY              written       EIO, EROFS     no       none
+ *   FAIL                   EIO           EIO            no       none
+ */
+#define LOG_MODULE "pool"
+#include "pool/request.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "util/clock.h"
+#include "util/log.h"
+
+/* ------------------------------------------------------------------ modes */
+
+const char *pool_mode_name(enum pool_mode mode)
+{
+	switch (mode) {
+	case POOL_MODE_WRITE:
+		return "rw";
+	case POOL_MODE_OUT_OF_DATA_SPACE:
+		return "out_of_data_space";
+	case POOL_MODE_OUT_OF_METADATA_SPACE:
+	case POOL_MODE_READ_ONLY:
+		return "ro";
+	case POOL_MODE_FAIL:
+		break;
+	}
+	return "fail";
+}
+
+void pool_event(struct pool *pool, enum pool_event_kind kind, thin_id_t id, const char *name)
+{
+	struct pool_event ev = { .kind = kind, .id = id, .name = name };
+
+	if (pool->options.event)
+		pool->options.event(pool->options.event_ctx, &ev);
+}
+
+void pool_set_mode(struct pool *pool, enum pool_mode mode, const char *reason)
+{
+	enum pool_mode old = pool->mode;
+
+	if (old == mode || old == POOL_MODE_FAIL || (old == POOL_MODE_READ_ONLY && mode < old))
+		return;
+	lock_pool(&pool->lock);
+	pool->mode = mode;
+	snprintf(pool->reason, sizeof(pool->reason), "%s", reason);
+	unlock_pool(&pool->lock);
+	if (mode == POOL_MODE_WRITE)
+		log_info("there is space again, the pool is writable");
+	else if (mode >= POOL_MODE_READ_ONLY)
+		log_err("%s, the pool is now %s", reason,
+			mode == POOL_MODE_FAIL ? "out of service until it is reopened"
+					       : "read-only until it is checked and reopened");
+	else
+		log_warn("%s", reason);
+	pool_event(pool, POOL_EVENT_MODE, 0, NULL);
+}
+
+int pool_check_writable(struct pool *pool)
+{
+	if (likely(atomic_load_explicit(&pool->mode, memory_order_relaxed) < POOL_MODE_READ_ONLY))
+		return 0;
+	return pool->opened_read_only ? -EROFS : -EIO;
+}
+
+int pool_check_space(struct pool *pool)
+{
+	if (unlikely(atomic_load_explicit(&pool->mode, memory_order_relaxed) ==
+		     POOL_MODE_OUT_OF_METADATA_SPACE))
+		return -ENOSPC;
+	return pool_check_writable(pool);
+}
+
+/* ------------------------------------------------------------------ numbers */
+
+bool pool_metadata_is_low(struct pool *pool)
+{
+	struct thin_metadata_info info;
+
+	return !thin_metadata_get_info(pool->tmd, &info) && !info.failed && !info.nr_metadata_free;
+}
+
+/* The committed state tells whether only the reserve of metadata is left. */
+static void adjust_mode(struct pool *pool, const struct thin_metadata_info *info, bool committed)
+{
+	enum pool_mode mode = pool->mode;
+
+	if (info->failed || mode >= POOL_MODE_READ_ONLY)
+		return;
+	if (committed && !info->nr_metadata_free) {
+		pool_set_mode(pool, POOL_MODE_OUT_OF_METADATA_SPACE,
+			      "no metadata space is left but the reserve: new blocks are refused "
+			      "until something is deleted or metadata is extended");
+	} else if ((committed && mode == POOL_MODE_OUT_OF_METADATA_SPACE) ||
+		   (mode == POOL_MODE_OUT_OF_DATA_SPACE && info->nr_data_free)) {
+		pool->worker->no_space_deadline_usec = UINT64_MAX;
+		pool->worker->no_space_expired = false;
+		pool_set_mode(pool, POOL_MODE_WRITE, "");
+		low_space_retry(pool);
+	}
+}
+
+void pool_refresh_info(struct pool *pool, bool committed)
+{
+	struct thin_metadata_info info;
+
+	if (thin_metadata_get_info(pool->tmd, &info))
+		return;
+	lock_pool(&pool->lock);
+	pool->info = info;
+	unlock_pool(&pool->lock);
+	atomic_store(&pool->needs_check, info.needs_check);
+	adjust_mode(pool, &info, committed);
+}
+
+/* ------------------------------------------------------------------ lack of data space */
+
+void low_space_park(struct pool *pool, struct segment *seg)
+{
+	segment_leave(pool, seg); /* who waits for space stands in nobody's way */
+	seg->stage = STAGE_GATE;
+	STAILQ_INSERT_TAIL(&pool->worker->no_space, seg, link);
+}
+
+/* They have left gate and cell already. */
+static void low_space_fail(struct pool *pool, int r)
+{
+	struct segment_list list = STAILQ_HEAD_INITIALIZER(list);
+	struct segment *seg;
+
+	STAILQ_CONCAT(&list, &pool->worker->no_space);
+	while ((seg = STAILQ_FIRST(&list))) {
+		STAILQ_REMOVE_HEAD(&list, link);
+		segment_abandon(pool, seg, r);
+	}
+}
+
+void low_space_retry(struct pool *pool)
+{
+	struct worker *w = pool->worker;
+	struct segment *seg;
+
+	while ((seg = STAILQ_FIRST(&w->no_space))) {
+		STAILQ_REMOVE_HEAD(&w->no_space, link);
+		seg->wants_space = false;
+		worker_push(pool, &seg->work);
+	}
+}
+
+uint64_t low_space_deadline(const struct pool *pool)
+{
+	return STAILQ_EMPTY(&pool->worker->no_space) ? UINT64_MAX
+						     : pool->worker->no_space_deadline_usec;
+}
+
+/* Nothing is left that could give a block back: wait or fail, as configured. */
+static void out_of_data_space(struct pool *pool)
+{
+	struct worker *w = pool->worker;
+	uint64_t now = time_monotonic_usec();
+
+	if (pool->mode == POOL_MODE_WRITE)
+		pool_set_mode(pool, POOL_MODE_OUT_OF_DATA_SPACE,
+			      "no data space is left: new blocks are refused until something is "
+			      "deleted or discarded");
+	if (pool->options.queue_if_no_space && !w->no_space_expired) {
+		if (!pool->options.no_space_timeout_usec)
+			return;
+		if (w->no_space_deadline_usec == UINT64_MAX)
+			w->no_space_deadline_usec = now + pool->options.no_space_timeout_usec;
+		if (now < w->no_space_deadline_usec)
+			return;
+		w->no_space_expired = true;
+		log_warn("no data space for %llu s: writers get an error now",
+			 (unsigned long long)(pool->options.no_space_timeout_usec / USEC_PER_SEC));
+	}
+	low_space_fail(pool, -ENOSPC);
+}
+
+void low_space_run(struct pool *pool)
+{
+	int r;
+
+	if (STAILQ_EMPTY(&pool->worker->no_space))
+		return;
+	r = pool_check_space(pool);
+	if (r) {
+		low_space_fail(pool, r);
+	} else if (pool_is_dirty(pool)) {
+		/* Blocks freed in this transaction can be had after the commit (L2). */
+		if (!pool_commit_now(pool))
+			low_space_retry(pool);
+	} else if (!passdown_busy(pool)) {
+		out_of_data_space(pool);
+	}
+}
+
+/* ------------------------------------------------------------------ failure */
+
+int pool_metadata_failed(struct pool *pool, const char *what, int r)
+{
+	struct worker *w = pool->worker;
+	char reason[sizeof(pool->reason)];
+	enum pool_mode mode = POOL_MODE_READ_ONLY;
+	int r2;
+
+	if (pool->mode >= POOL_MODE_READ_ONLY)
+		return -EIO; /* what follows from the first failure */
+	stats_add(pool->stats, w, STAT_ABORTS, 1);
+	snprintf(reason, sizeof(reason), "cannot %s: %s", what, strerror(-r));
+	log_err("%s, the transaction is thrown away", reason);
+
+	w->epoch++;
+	w->stash_full = false;
+	w->sharing_reduced = false;
+	passdown_drop(pool);
+	r2 = thin_metadata_abort(pool->tmd);
+	if (r2) {
+		log_err("the metadata cannot be read again: %s", strerror(-r2));
+		mode = POOL_MODE_FAIL;
+	} else {
+		r2 = thin_metadata_set_needs_check(pool->tmd);
+		if (r2)
+			log_err("NEEDS_CHECK could not be stored: %s; check the pool before it is "
+				"used again",
+				strerror(-r2));
+		thin_metadata_set_read_only(pool->tmd);
+	}
+	pool_set_mode(pool, mode, reason);
+	pool_refresh_info(pool, false);
+	atomic_store(&pool->needs_check, true);
+	volumes_after_abort(pool);
+	atomic_store(&pool->sizes_dirty, false);
+	low_space_fail(pool, -EIO);
+	return -EIO;
+}

@@ -1,0 +1,227 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * pool.c - a pool's life and its status
+ *
+ * Opening builds devices, metadata, prison, worker, volumes, in that order, and then starts the
+ * worker's thread; closing takes them down the other way round, and also what a failed
+ * opening has left half-built.
+ */
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "pool/request.h"
+#include "thinpoold/disk-format.h"
+
+#define ZONE_BYTES (UINT64_C(4) << 20) /* of the prison: several of the largest requests */
+#define VOLUME_BLOCKS_MAX (UINT64_C(1) << 40)
+
+/* ------------------------------------------------------------------ open */
+
+static int open_devices(struct pool *pool, const struct pool_options *options,
+			struct tp_error *error)
+{
+	unsigned flags = options->read_only ? IO_OPEN_READ_ONLY : 0;
+	int r;
+
+	pool->owns_devices = true;
+	r = io_device_open(options->metadata_path, flags, &pool->metadata);
+	if (r)
+		return tp_error(error, r, "metadata \"%s\": %s", options->metadata_path,
+				r == -EBUSY ? "in use by another program" : strerror(-r));
+	r = io_device_open(options->data_path, flags, &pool->data);
+	if (r)
+		return tp_error(error, r, "data \"%s\": %s", options->data_path,
+				r == -EBUSY ? "in use by another program" : strerror(-r));
+	return 0;
+}
+
+static int set_geometry(struct pool *pool, const struct thin_metadata_info *info,
+			struct tp_error *error)
+{
+	uint64_t size = (uint64_t)info->data_block_sectors * SECTOR_SIZE, need, blocks;
+
+	pool->block_size = size;
+	pool->block_shift = size & (size - 1) ? -1 : __builtin_ctzll(size);
+	pool->alignment = io_device_alignment(pool->data);
+	if (size % pool->alignment)
+		return tp_error(error, -EINVAL,
+				"blocks of %llu bytes are not a multiple of the %u bytes that "
+				"\"%s\" wants",
+				(unsigned long long)size, pool->alignment,
+				io_device_name(pool->data));
+	for (blocks = 1; 2 * blocks * size <= ZONE_BYTES; blocks *= 2)
+		;
+	pool->zone_bytes = blocks * size;
+	pool->max_bytes = size > INT64_MAX / VOLUME_BLOCKS_MAX ? INT64_MAX / size * size
+							       : VOLUME_BLOCKS_MAX * size;
+	need = info->nr_data_blocks * size;
+	if (io_device_size(pool->data) < need)
+		return tp_error(error, -EINVAL,
+				"data \"%s\" has %llu bytes, but the metadata counts on %llu",
+				io_device_name(pool->data),
+				(unsigned long long)io_device_size(pool->data),
+				(unsigned long long)need);
+	return prison_create(blocks, &pool->prison);
+}
+
+TP_NO_TSA static int open_metadata(struct pool *pool, struct tp_error *error)
+{
+	struct thin_metadata_options options = {
+		.cache_bytes = pool->options.cache_bytes,
+		.read_only = pool->options.read_only,
+		.data = pool->data,
+	};
+	struct thin_metadata_info info;
+	int r = thin_metadata_open(pool->metadata, &options, &pool->tmd, error);
+
+	if (r)
+		return r;
+	r = thin_metadata_get_info(pool->tmd, &info);
+	if (r)
+		return r;
+	pool->info = info;
+	pool->needs_check = info.needs_check;
+	if (info.needs_check || pool->options.read_only) {
+		pool->opened_read_only = true;
+		pool->mode = POOL_MODE_READ_ONLY;
+		snprintf(pool->reason, sizeof(pool->reason), "%s",
+			 info.needs_check ? "the metadata needs a check" : "opened read-only");
+		thin_metadata_set_read_only(pool->tmd);
+	}
+	return set_geometry(pool, &info, error);
+}
+
+TP_NO_TSA static struct pool *pool_alloc(const struct pool_options *options)
+{
+	struct pool *pool = calloc(1, sizeof(*pool));
+
+	if (!pool)
+		return NULL;
+	pool->stats = aligned_alloc(64, sizeof(*pool->stats));
+	if (!pool->stats) {
+		free(pool);
+		return NULL;
+	}
+	memset(pool->stats, 0, sizeof(*pool->stats));
+	pool->options = *options;
+	pool->options.metadata_path = pool->options.data_path = NULL;
+	tp_lock_init(&pool->throttle, LC_throttle, LOCK_KIND_RW);
+	tp_lock_init(&pool->lock, LC_pool, LOCK_KIND_MUTEX);
+	tp_lock_init(&pool->catalog_lock, LC_catalog, LOCK_KIND_RW);
+	STAILQ_INIT(&pool->commands);
+	pool->mode = POOL_MODE_WRITE;
+	return pool;
+}
+
+static int pool_build(struct pool *pool, struct tp_error *error)
+{
+	int r = open_metadata(pool, error);
+
+	if (!r)
+		r = worker_create(pool);
+	if (!r)
+		r = volumes_load(pool, error);
+	return r ? r : worker_start(pool);
+}
+
+static int finish_open(struct pool *pool, int r, struct pool **ret_pool, struct tp_error *error)
+{
+	if (!r)
+		r = pool_build(pool, error);
+	if (r) {
+		(void)pool_close(pool); /* the first error is the one to tell */
+		return tp_error(error, r, "cannot open the pool: %s", strerror(-r));
+	}
+	*ret_pool = pool;
+	return 0;
+}
+
+int pool_open(const struct pool_options *options, struct pool **ret_pool, struct tp_error *error)
+{
+	struct pool *pool = pool_alloc(options);
+
+	if (!pool)
+		return tp_error(error, -ENOMEM, "cannot open the pool: no memory");
+	return finish_open(pool, open_devices(pool, options, error), ret_pool, error);
+}
+
+int pool_open_devices(const struct pool_options *options, struct io_device *metadata,
+		      struct io_device *data, struct pool **ret_pool, struct tp_error *error)
+{
+	struct pool *pool = pool_alloc(options);
+
+	if (!pool)
+		return tp_error(error, -ENOMEM, "cannot open the pool: no memory");
+	pool->metadata = metadata;
+	pool->data = data;
+	return finish_open(pool, 0, ret_pool, error);
+}
+
+int pool_close(struct pool *pool)
+{
+	int r;
+
+	if (!pool)
+		return 0;
+	r = worker_stop(pool);
+	volumes_unload(pool);
+	worker_destroy(pool);
+	TP_INVARIANT(thin_metadata_close(pool->tmd) == 0);
+	pool->prison = prison_destroy(pool->prison);
+	if (pool->owns_devices) {
+		io_device_close(pool->data);
+		io_device_close(pool->metadata);
+	}
+	tp_lock_destroy(&pool->catalog_lock);
+	tp_lock_destroy(&pool->lock);
+	tp_lock_destroy(&pool->throttle);
+	free(pool->stats);
+	free(pool);
+	return r;
+}
+
+/* ------------------------------------------------------------------ status */
+
+uint32_t pool_block_size(const struct pool *pool)
+{
+	return pool->block_size;
+}
+
+void pool_get_status(struct pool *pool, struct pool_status *ret_status)
+{
+	struct pool_status s = { .block_size = pool->block_size };
+	struct thin_metadata_info info;
+	struct thin_cache_stats cache;
+
+	/* A copy that the worker keeps: nobody here waits for metadata that is being changed. */
+	lock_pool(&pool->lock);
+	info = pool->info;
+	s.mode = pool->mode;
+	memcpy(s.reason, pool->reason, sizeof(s.reason));
+	unlock_pool(&pool->lock);
+
+	s.needs_check = pool->needs_check;
+	s.has_catalog = pool->has_catalog;
+	s.read_only = pool->options.read_only;
+	s.transaction_id = info.transaction_id;
+	s.data_total = info.nr_data_blocks * pool->block_size;
+	s.data_used = (info.nr_data_blocks - info.nr_data_free) * pool->block_size;
+	s.metadata_total = info.nr_metadata_blocks * METADATA_BLOCK_SIZE;
+	s.metadata_reserve = info.metadata_reserve * METADATA_BLOCK_SIZE;
+	s.metadata_used = s.metadata_total - s.metadata_reserve -
+			  MIN(info.nr_metadata_free * METADATA_BLOCK_SIZE,
+			      s.metadata_total - s.metadata_reserve);
+	if (io_device_allocated(pool->data, &s.data_allocated))
+		s.data_allocated = 0;
+	volumes_get_totals(pool, &s.nr_volumes, &s.virtual_total);
+	thin_metadata_get_cache_stats(pool->tmd, &cache);
+	s.cache_bytes = cache.cached_bytes;
+	s.cache_limit_bytes = cache.limit_bytes;
+	s.cache_hits = cache.hits;
+	s.cache_misses = cache.misses;
+	stats_read(pool->stats, &s.stats);
+	*ret_status = s;
+}

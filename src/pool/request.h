@@ -1,0 +1,310 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * request.h - a request's way through the pool: request, segments, jobs
+ *
+ * A request (a struct pool_io) is carved into segments, from front to back.  A segment is a
+ * byte range within one zone of the prison.  Shared segments are for reads and for writes in
+ * place: one lookup, one data I/O; a segment is cut short at the end of the run that the
+ * lookup finds, and carving goes on behind it.  So lookups of a request follow each other
+ * while its data I/O runs in parallel.  Exclusive segments are for all that changes mappings
+ * or needs more than one I/O; the worker alone runs them, by means of jobs: one job moves
+ * the data of one run of blocks and, if they are new, maps them afterwards.
+ *
+ *                      gate          cell           lookup
+ *     carved --> STAGE_GATE --> STAGE_CELL --> STAGE_HELD --> data I/O --> finished
+ *                                   ^              |             ^
+ *                                   |   exclusive  |             |
+ *                                   +--------------+--> jobs ----+
+ *
+ * A segment may have to wait before each stage: for the gate of a quiesced volume, for its
+ * cell, for a metadata node that is being read, for a job, for space.  While it waits it
+ * belongs to whoever will wake it, and its former thread must not touch it any more.
+ */
+#ifndef TP_POOL_REQUEST_H
+#define TP_POOL_REQUEST_H
+
+#include <semaphore.h>
+
+#include "io/copier.h"
+#include "pool/pool-internal.h"
+#include "pool/prison.h"
+#include "pool/stats.h"
+
+/* Something that the worker shall do; @run is called by it, out of its pump. */
+struct work {
+	struct work *next;
+	void (*run)(struct pool *pool, struct work *work);
+};
+
+enum segment_stage { STAGE_GATE, STAGE_CELL, STAGE_HELD, STAGE_UNALIGNED };
+
+struct segment {
+	struct request *request;
+	uint64_t offset, end; /* bytes of the volume that are still to be started */
+	struct cell cell;
+	enum segment_stage stage;
+	bool exclusive; /* independent of the carving; see above */
+	bool wants_space;
+	uint8_t misses;   /* of the metadata cache, in a row */
+	unsigned nr_jobs; /* plus 1 while more may be started; worker only */
+	int result;
+	struct io_queue *q; /* of the thread that runs it */
+	pthread_t owner;
+	struct work work;
+	struct io_request io;
+	struct thin_waiter waiter;
+	STAILQ_ENTRY(segment) link; /* gated, todo, no_space, job_waiters, free */
+};
+
+struct request {
+	atomic_uint pending; /* segments, plus 1 while it is being carved */
+	_Atomic int result;  /* the first error */
+	uint64_t pos, end;   /* bytes not yet carved */
+	bool past_gate;      /* the worker's own, on a quiesced volume */
+	bool may_sleep;      /* its submitter waits for it and so may wait for the throttle */
+	bool first_used;
+	bool flushed;               /* the flush that a durable write ends with was done */
+	uint64_t zero_from;         /* read: bytes of the volume from here on are past its end */
+	struct io_queue *q;         /* of the submitter */
+	struct waiting_io *waiting; /* pool_io_run(), pool_worker_io() */
+	struct work work;
+	STAILQ_ENTRY(request) link; /* flushes, finished */
+	struct segment first;
+};
+STAILQ_HEAD(request_list, request);
+
+_Static_assert(sizeof(struct request) <= sizeof(struct pool_io_private),
+	       "pool.h gives room for a request");
+
+static inline struct request *request_of(struct pool_io *io)
+{
+	return (struct request *)(void *)&io->private;
+}
+
+static inline struct pool_io *request_io(struct request *req)
+{
+	return container_of((struct pool_io_private *)(void *)req, struct pool_io, private);
+}
+
+static inline struct volume *segment_volume(struct segment *seg)
+{
+	return request_io(seg->request)->volume;
+}
+
+/* ---- jobs: provision.c decides, job.c moves the data ---- */
+
+#define JOB_EDGE_BYTES 4096 /* the largest alignment of a device */
+
+struct job {
+	struct pool *pool;
+	struct segment *seg;
+	vblock_t vblock;
+	dblock_t dblock; /* of vblock; the others follow */
+	uint64_t nr_blocks;
+	uint64_t begin, end; /* bytes of the volume that are written or read; may be none */
+	uint8_t *data;       /* for byte @begin; NULL: zeros */
+	bool reads;          /* an unaligned read; else a write */
+	bool insert;         /* the blocks are reserved, and mapped when the data is there */
+	bool replaces;       /* ... instead of a shared one */
+	bool old_is_block;   /* bytes outside [begin, end) are those of block @old, else zeros */
+	bool fill;           /* new blocks: they must be made so */
+	dblock_t old;
+	uint64_t epoch; /* reservations do not survive an abort */
+
+	/* job.c */
+	unsigned pending;
+	int result;
+	void (*next)(struct job *job); /* when nothing is pending any more */
+	struct work work;
+	struct job_io {
+		struct io_request io;
+		struct job *job;
+	} io[2];
+	struct job_copy {
+		struct copy_job copy;
+		struct job *job;
+	} copies[3];
+	struct iovec iov[5];
+	uint8_t *edges, *bounce;
+	uint64_t chunk; /* bounce: bytes of the volume done so far */
+	STAILQ_ENTRY(job) link;
+};
+STAILQ_HEAD(job_list, job);
+
+/* Start moving data; it ends in worker->prepared. */
+void job_start(struct job *job);
+/* Jobs' memory: buffers for edges, bounces, zeros and copies. */
+int jobs_create(struct pool *pool) TP_MUST_CHECK;
+void jobs_destroy(struct pool *pool);
+
+/* ---- the worker ---- */
+
+#define NR_BOUNCES 8
+
+struct freed_run {
+	dblock_t begin, end;
+};
+
+/* All fields are the worker thread's own unless they say otherwise. */
+struct worker {
+	pthread_t thread;
+	bool running; /* the thread exists */
+	struct io_queue *q;
+	atomic_bool sleeping; /* any thread: it has to be woken */
+	atomic_bool poked;    /* any thread: it has something to look at */
+	atomic_bool stop;
+	bool again; /* a nested wait saw a poke that was meant for the next pass */
+	int result; /* of creating the thread's objects, then of the last commit */
+	sem_t ready;
+
+	/* Any thread: pushed without a lock, taken all at once. */
+	_Atomic(struct work *) deferred;
+	/* The same, of those that could not have the throttle. */
+	_Atomic(struct work *) parked;
+
+	struct segment_list todo;
+	struct request_list flushes;  /* wait for a commit */
+	struct request_list finished; /* to be answered when no lock is held */
+	struct request_list starved;  /* carving waits for a free segment */
+	atomic_uint nr_starved;
+
+	bool throttled; /* holds pool->throttle */
+	uint64_t pass_began_usec;
+
+	uint64_t epoch;       /* aborts so far */
+	bool sharing_reduced; /* see pool_note_sharing_reduced() */
+	bool space_checked;   /* committed since the last block was freed or found */
+	uint64_t last_commit_usec;
+	bool stash_full; /* a reserved block that did not follow the one before it */
+	dblock_t stash;
+	unsigned inserts_since_check;
+
+	/* provision.c */
+	struct segment_list job_waiters, no_space;
+	uint64_t no_space_deadline_usec; /* UINT64_MAX: none */
+	bool no_space_expired;
+	struct job *jobs;
+	struct job_list free_jobs, prepared;
+
+	/* job.c */
+	struct copier *copier;
+	uint8_t *edges, *bounces, *zeros;
+	uint8_t *free_bounces[NR_BOUNCES];
+	unsigned nr_free_bounces;
+	struct job_list bounce_waiters;
+
+	/* discard.c */
+	struct freed_run *freed;
+	size_t nr_freed, freed_capacity, next_freed;
+	unsigned passdowns_in_flight;
+	struct passdown *passdowns;
+
+	/* Spare segments.  LC_pool. */
+	struct segment *segments;
+	struct segment_list free_segments;
+};
+
+static inline bool on_worker(struct pool *pool)
+{
+	return pool->worker->running && pthread_equal(pool->worker->thread, pthread_self());
+}
+
+int worker_create(struct pool *pool) TP_MUST_CHECK;
+/* Start the thread. */
+int worker_start(struct pool *pool) TP_MUST_CHECK;
+/* Ends the thread, committing first; returns the commit's result. */
+int worker_stop(struct pool *pool);
+void worker_destroy(struct pool *pool);
+
+/*
+ * Let the worker run @work.  worker_push() is for what is already in flight; worker_defer()
+ * passes the throttle first: new work waits for a worker that is behind.
+ */
+void worker_push(struct pool *pool, struct work *work);
+void worker_defer(struct pool *pool, struct work *work, bool may_sleep);
+/* Worker only: a request has ended and will be answered. */
+void worker_finish(struct pool *pool, struct request *req);
+/* Worker only.  Commit what has changed, if anything has; who waits for it is told. */
+void commit_changes(struct pool *pool);
+/* Worker only.  Everything but commands and commits, once, without waiting. */
+void worker_pump(struct pool *pool);
+/* The same, again and again, sleeping in between, until @is_over(@ctx). */
+void worker_pump_until(struct pool *pool, bool (*is_over)(void *ctx), void *ctx);
+/* Worker only.  Hold the throttle if this pass has been too long. */
+void worker_check_pass(struct pool *pool);
+
+/* ---- map.c ---- */
+
+static inline uint64_t pool_block_of(const struct pool *pool, uint64_t bytes)
+{
+	return likely(pool->block_shift >= 0) ? bytes >> pool->block_shift
+					      : bytes / pool->block_size;
+}
+
+/* Carve what is left of the request on this thread. */
+void request_carve(struct pool *pool, struct request *req, struct io_queue *q);
+/* One part less is in flight; the last one ends the request. */
+void request_put(struct pool *pool, struct request *req);
+void request_fail(struct request *req, int r);
+/* Call done(), with no lock held. */
+void request_answer(struct request *req);
+/* It is over: flush if it must be durable, then answer. */
+void request_end(struct pool *pool, struct request *req);
+/* Make acknowledged writes of the volume durable. */
+void request_flush(struct pool *pool, struct request *req, struct io_queue *q);
+void request_flush_data(struct pool *pool, struct request *req, struct io_queue *q);
+
+/* Worker only.  Go on with a segment that waited. */
+void segment_resume(struct pool *pool, struct segment *seg);
+/* Cell and gate are given up, the request loses a part. */
+void segment_finish(struct pool *pool, struct segment *seg, int r);
+/* It fails while it waits, holding neither cell nor gate. */
+void segment_abandon(struct pool *pool, struct segment *seg, int r);
+/* Give up the cell and leave the gate, keeping the segment. */
+void segment_leave(struct pool *pool, struct segment *seg);
+/*
+ * A lookup for a held segment.  -EINPROGRESS: the segment waits and comes back by itself
+ * (segment_resume()).
+ */
+int segment_find(struct pool *pool, struct segment *seg, struct io_queue *q, vblock_t vblock,
+		 uint64_t max_blocks, struct thin_run *ret_run) TP_MUST_CHECK;
+
+/* ---- provision.c (worker only) ---- */
+
+/* A segment that holds its cell exclusively. */
+void exclusive_segment_run(struct pool *pool, struct segment *seg);
+void unaligned_read_run(struct pool *pool, struct segment *seg);
+/* A job's data has been moved: map its blocks, end it. */
+void jobs_finish_prepared(struct pool *pool);
+void release_stash(struct pool *pool);
+/* Free a job and go on with what waited for one. */
+void job_put(struct job *job);
+
+/* ---- discard.c (worker only) ---- */
+
+/* Skip what a punch or an allocation has nothing to do with; true: it is all done. */
+void range_request_skip(struct pool *pool, struct request *req);
+int unmap_blocks(struct pool *pool, struct segment *seg, vblock_t begin,
+		 vblock_t end) TP_MUST_CHECK;
+void passdown_collect(struct pool *pool);
+void passdown_run(struct pool *pool);
+bool passdown_busy(const struct pool *pool);
+void passdown_drop(struct pool *pool);
+int passdown_create(struct pool *pool) TP_MUST_CHECK;
+void passdown_destroy(struct pool *pool);
+
+/* ---- pool-mode.c (worker only) ---- */
+
+void pool_set_mode(struct pool *pool, enum pool_mode mode, const char *reason);
+/* Copy the numbers for status, and change modes if they say so; @committed: just now. */
+void pool_refresh_info(struct pool *pool, bool committed);
+/* Does metadata have nothing but its reserve left? */
+bool pool_metadata_is_low(struct pool *pool);
+/* Segments that found no free block: commit and look again, wait, or fail. */
+void low_space_park(struct pool *pool, struct segment *seg);
+void low_space_run(struct pool *pool);
+void low_space_retry(struct pool *pool);
+uint64_t low_space_deadline(const struct pool *pool);
+bool pool_is_dirty(struct pool *pool);
+
+#endif

@@ -1,0 +1,552 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * worker.c - the thread that changes metadata: its passes, its sleep, commits and flushes
+ *
+ * One pass: pump (collect finished I/O, take deferred work, map what was written, run
+ * segments in order of volume and offset, pass discards down); deal with those that found no
+ * space; commands; flushes and the periodic commit; answers.
+ *
+ * Invariants:
+ *   W1  Only this thread calls mutators of thin-metadata.h while the pool is in service.
+ *   W2  Clients are answered at the end of a step of a pass, with no lock held: answering may
+ *       submit again, and a throttle that is held makes the answers wait for its release.
+ *   W3  Before it sleeps it says so (sleeping) and looks once more at everything it can be
+ *       woken for; who gives it work looks at "sleeping" afterwards.  So no wake is lost, and
+ *       none is sent to a worker that is awake.
+ *   W4  A callback on this thread's queue only notes what has happened (worker_push()): the
+ *       buffer cache runs the queue of the thread while it waits for a read, with metadata
+ *       locks held.
+ *
+ * Locks: LC_throttle exclusively in the rest of a pass that has taken longer than a second.
+ */
+#define LOG_MODULE "pool"
+#include "pool/request.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "util/clock.h"
+#include "util/log.h"
+
+/* A pass that takes longer makes new work wait (semantics.md, throttle). */
+#define PASS_MAX_USEC USEC_PER_SEC
+#define NR_SPARE_SEGMENTS 1024
+/* Punches of what the last commits freed may delay closing so long. */
+#define CLOSE_PASSDOWN_USEC (5 * USEC_PER_SEC)
+
+/* ------------------------------------------------------------------ giving it work */
+
+static void wake(struct worker *w)
+{
+	if (atomic_exchange(&w->sleeping, false))
+		io_queue_wake(w->q);
+}
+
+void pool_wake_worker(struct pool *pool)
+{
+	atomic_store(&pool->worker->poked, true);
+	wake(pool->worker);
+}
+
+static void stack_push(_Atomic(struct work *) *stack, struct work *work)
+{
+	struct work *head = atomic_load_explicit(stack, memory_order_relaxed);
+
+	do
+		work->next = head;
+	while (!atomic_compare_exchange_weak(stack, &head, work));
+}
+
+/* Everything, first pushed first. */
+static struct work *stack_take(_Atomic(struct work *) *stack)
+{
+	struct work *work = atomic_exchange(stack, NULL), *first = NULL;
+
+	while (work) {
+		struct work *next = work->next;
+
+		work->next = first;
+		first = work;
+		work = next;
+	}
+	return first;
+}
+
+void worker_push(struct pool *pool, struct work *work)
+{
+	stack_push(&pool->worker->deferred, work);
+	wake(pool->worker);
+}
+
+void worker_defer(struct pool *pool, struct work *work, bool may_sleep)
+{
+	struct worker *w = pool->worker;
+
+	if (on_worker(pool)) {
+		stack_push(&w->deferred, work);
+	} else if (may_sleep) {
+		tp_lock_may_wait(LC_throttle);
+		lock_throttle_shared(&pool->throttle);
+		worker_push(pool, work);
+		unlock_throttle_shared(&pool->throttle);
+	} else if (trylock_throttle_shared(&pool->throttle)) {
+		worker_push(pool, work);
+		unlock_throttle_shared(&pool->throttle);
+	} else {
+		/* The worker looks here when it has released the throttle. */
+		stats_add(pool->stats, w, STAT_THROTTLED, 1);
+		stack_push(&w->parked, work);
+		wake(w);
+	}
+}
+
+/* ------------------------------------------------------------------ throttle */
+
+TP_NO_TSA void worker_check_pass(struct pool *pool)
+{
+	struct worker *w = pool->worker;
+
+	if (w->throttled || time_monotonic_usec() - w->pass_began_usec < PASS_MAX_USEC)
+		return;
+	lock_throttle(&pool->throttle);
+	w->throttled = true;
+}
+
+TP_NO_TSA static void throttle_end(struct pool *pool)
+{
+	struct worker *w = pool->worker;
+
+	if (w->throttled)
+		unlock_throttle(&pool->throttle);
+	w->throttled = false;
+	w->pass_began_usec = time_monotonic_usec();
+}
+
+/* ------------------------------------------------------------------ the pump */
+
+static bool goes_before(struct segment *a, struct segment *b)
+{
+	thin_id_t id_a = segment_volume(a)->id, id_b = segment_volume(b)->id;
+
+	return id_a != id_b ? id_a < id_b : a->offset <= b->offset;
+}
+
+/* Merge sort of a chain of @n segments; the rest of the chain is left in *@chain. */
+static struct segment *sort(struct segment **chain, size_t n)
+{
+	struct segment *a, *b, *first, **tail = &first;
+
+	if (n == 1) {
+		a = *chain;
+		*chain = STAILQ_NEXT(a, link);
+		STAILQ_NEXT(a, link) = NULL;
+		return a;
+	}
+	a = sort(chain, n / 2);
+	b = sort(chain, n - n / 2);
+	while (a && b) {
+		struct segment **lesser = goes_before(a, b) ? &a : &b;
+
+		*tail = *lesser;
+		tail = &STAILQ_NEXT(*lesser, link);
+		*lesser = *tail;
+	}
+	*tail = a ? a : b;
+	return first;
+}
+
+/* In order of their blocks, so that writers get data blocks in that order. */
+static void run_todo(struct pool *pool)
+{
+	struct segment *chain = STAILQ_FIRST(&pool->worker->todo), *seg;
+	size_t n = 0;
+
+	if (!chain)
+		return;
+	STAILQ_FOREACH(seg, &pool->worker->todo, link)
+	n++;
+	STAILQ_INIT(&pool->worker->todo);
+	for (chain = sort(&chain, n); chain;) {
+		seg = chain;
+		chain = STAILQ_NEXT(seg, link);
+		segment_resume(pool, seg);
+		worker_check_pass(pool);
+	}
+}
+
+static void run_starved(struct pool *pool)
+{
+	struct request_list list = STAILQ_HEAD_INITIALIZER(list);
+	struct request *req;
+
+	STAILQ_CONCAT(&list, &pool->worker->starved);
+	while ((req = STAILQ_FIRST(&list))) {
+		STAILQ_REMOVE_HEAD(&list, link);
+		atomic_fetch_sub(&pool->worker->nr_starved, 1);
+		request_carve(pool, req, pool->worker->q);
+	}
+}
+
+void worker_pump(struct pool *pool)
+{
+	struct worker *w = pool->worker;
+	struct work *work, *next;
+
+	io_queue_run(w->q, 0);
+	for (work = stack_take(&w->deferred); work; work = next) {
+		next = work->next;
+		work->run(pool, work);
+		worker_check_pass(pool);
+	}
+	jobs_finish_prepared(pool);
+	run_todo(pool);
+	if (!STAILQ_EMPTY(&w->starved))
+		run_starved(pool);
+	passdown_run(pool);
+	io_queue_kick(w->q);
+}
+
+static bool has_work(const struct worker *w)
+{
+	return atomic_load(&w->deferred) || atomic_load(&w->poked) || atomic_load(&w->parked) ||
+	       !STAILQ_EMPTY(&w->prepared) || w->again;
+}
+
+static void worker_sleep(struct worker *w, uint64_t timeout_usec)
+{
+	atomic_store(&w->sleeping, true);
+	if (has_work(w))
+		timeout_usec = 0;
+	io_queue_run(w->q, timeout_usec);
+	atomic_store(&w->sleeping, false);
+}
+
+void worker_pump_until(struct pool *pool, bool (*is_over)(void *ctx), void *ctx)
+{
+	struct worker *w = pool->worker;
+	bool again = w->again;
+
+	/* Who still comes through the throttle may be what we wait for. */
+	throttle_end(pool);
+	for (;;) {
+		struct work *parked = stack_take(&w->parked);
+
+		while (parked) {
+			struct work *next = parked->next;
+
+			stack_push(&w->deferred, parked);
+			parked = next;
+		}
+		w->again = false;
+		again |= atomic_exchange(&w->poked, false);
+		worker_pump(pool);
+		throttle_end(pool);
+		if (is_over(ctx))
+			break;
+		worker_sleep(w, UINT64_MAX);
+	}
+	w->again = again;
+}
+
+static bool volume_is_quiet(void *v)
+{
+	return !atomic_load(&((struct volume *)v)->in_flight);
+}
+
+int pool_quiesce_volume(struct pool *pool, struct volume *v)
+{
+	uint64_t epoch = pool->worker->epoch;
+
+	atomic_fetch_add(&v->gate_closed, 1);
+	worker_pump_until(pool, volume_is_quiet, v);
+	return pool->worker->epoch == epoch ? 0 : -EIO;
+}
+
+void pool_resume_volume(struct pool *pool, struct volume *v)
+{
+	struct segment_list list = STAILQ_HEAD_INITIALIZER(list);
+	struct segment *seg;
+
+	lock_pool(&pool->lock);
+	TP_INVARIANT(v->gate_closed);
+	if (atomic_fetch_sub(&v->gate_closed, 1) == 1)
+		STAILQ_CONCAT(&list, &v->gated);
+	unlock_pool(&pool->lock);
+	while ((seg = STAILQ_FIRST(&list))) {
+		STAILQ_REMOVE_HEAD(&list, link);
+		worker_push(pool, &seg->work);
+	}
+}
+
+/* ------------------------------------------------------------------ answers, commits */
+
+void worker_finish(struct pool *pool, struct request *req)
+{
+	if (req->past_gate)
+		request_answer(req); /* the worker itself is waiting for it */
+	else
+		STAILQ_INSERT_TAIL(&pool->worker->finished, req, link);
+}
+
+static void deliver(struct pool *pool)
+{
+	struct worker *w = pool->worker;
+	struct request *req;
+
+	if (w->throttled)
+		return;
+	while ((req = STAILQ_FIRST(&w->finished))) {
+		STAILQ_REMOVE_HEAD(&w->finished, link);
+		request_answer(req);
+	}
+	pool_deliver_commands(pool);
+}
+
+bool pool_is_dirty(struct pool *pool)
+{
+	return !pool_check_writable(pool) &&
+	       (thin_metadata_changed(pool->tmd) || atomic_load(&pool->sizes_dirty));
+}
+
+static void answer_flushes(struct pool *pool, struct request_list *list, int r)
+{
+	struct request *req;
+
+	while ((req = STAILQ_FIRST(list))) {
+		STAILQ_REMOVE_HEAD(list, link);
+		if (r || thin_device_aborted_changes(request_io(req)->volume->td))
+			request_fail(req, -EIO);
+		req->flushed = true;
+		request_end(pool, req);
+	}
+}
+
+int pool_commit_now(struct pool *pool)
+{
+	struct worker *w = pool->worker;
+	struct request_list waiting = STAILQ_HEAD_INITIALIZER(waiting);
+	int r = pool_check_writable(pool);
+
+	if (r)
+		return r;
+	/* Acknowledged before this moment, so covered: whoever comes later waits for the next one.
+	 */
+	STAILQ_CONCAT(&waiting, &w->flushes);
+	r = volumes_before_commit(pool);
+	if (r) {
+		r = pool_metadata_failed(pool, "write the catalog", r);
+	} else {
+		r = thin_metadata_commit(pool->tmd);
+		if (r)
+			r = pool_metadata_failed(pool, "commit", r);
+	}
+	if (!r) {
+		stats_add(pool->stats, w, STAT_COMMITS, 1);
+		w->sharing_reduced = false;
+		volumes_after_commit(pool);
+		passdown_collect(pool);
+		pool_refresh_info(pool, true);
+	}
+	w->last_commit_usec = time_monotonic_usec();
+	w->inserts_since_check = 0;
+	answer_flushes(pool, &waiting, r);
+	worker_check_pass(pool);
+	return r;
+}
+
+void commit_changes(struct pool *pool)
+{
+	if (pool_is_dirty(pool) && pool_commit_now(pool))
+		return; /* the failure has been dealt with, and nobody here asked */
+}
+
+static void run_flushes(struct pool *pool)
+{
+	struct worker *w = pool->worker;
+	struct request *req;
+
+	if (STAILQ_EMPTY(&w->flushes))
+		return;
+	if (pool_is_dirty(pool) && !pool_commit_now(pool))
+		return;
+	/* Committed between the request's look and ours, or read-only by now. */
+	while ((req = STAILQ_FIRST(&w->flushes))) {
+		STAILQ_REMOVE_HEAD(&w->flushes, link);
+		if (thin_device_aborted_changes(request_io(req)->volume->td)) {
+			request_fail(req, -EIO);
+			req->flushed = true;
+			request_end(pool, req);
+		} else {
+			request_flush_data(pool, req, w->q);
+		}
+	}
+}
+
+/* ------------------------------------------------------------------ the thread */
+
+static void unpark(struct pool *pool)
+{
+	struct work *work = stack_take(&pool->worker->parked), *next;
+
+	for (; work; work = next) {
+		next = work->next;
+		stack_push(&pool->worker->deferred, work);
+	}
+}
+
+static void worker_pass(struct pool *pool)
+{
+	struct worker *w = pool->worker;
+
+	w->pass_began_usec = time_monotonic_usec();
+	atomic_store(&w->poked, false);
+	w->again = false;
+	worker_pump(pool);
+	low_space_run(pool);
+	deliver(pool);
+	if (!atomic_load(&w->stop) && pool_run_commands(pool))
+		w->again = true;
+	deliver(pool);
+	run_flushes(pool);
+	if (time_monotonic_usec() - w->last_commit_usec >= pool->options.commit_interval_usec)
+		commit_changes(pool);
+	release_stash(pool);
+	pool_refresh_info(pool, false);
+	throttle_end(pool);
+	unpark(pool);
+	deliver(pool);
+}
+
+static uint64_t next_timeout(struct pool *pool)
+{
+	struct worker *w = pool->worker;
+	uint64_t now = time_monotonic_usec(), deadline = low_space_deadline(pool), due;
+
+	if (pool_is_dirty(pool)) {
+		due = w->last_commit_usec + pool->options.commit_interval_usec;
+		deadline = MIN(deadline, due);
+	}
+	if (deadline == UINT64_MAX)
+		return UINT64_MAX;
+	return deadline > now ? deadline - now : 0;
+}
+
+/* The contract of closing: no request is in flight.  What is left is our own. */
+static void drain(struct pool *pool)
+{
+	struct worker *w = pool->worker;
+	uint64_t deadline = time_monotonic_usec() + CLOSE_PASSDOWN_USEC;
+
+	if (pool_is_dirty(pool))
+		w->result = pool_commit_now(pool);
+	while (io_queue_in_flight(w->q) || passdown_busy(pool)) {
+		if (time_monotonic_usec() > deadline)
+			passdown_drop(pool);
+		worker_pump(pool);
+		if (io_queue_in_flight(w->q))
+			io_queue_run(w->q, CLOSE_PASSDOWN_USEC);
+	}
+	deliver(pool);
+}
+
+static int thread_objects_create(struct pool *pool)
+{
+	struct worker *w = pool->worker;
+	/* The one that the buffer cache uses for prefetches of this thread. */
+	int r = io_queue_self(&w->q);
+
+	return r ? r : jobs_create(pool);
+}
+
+static void *worker_main(void *arg)
+{
+	struct pool *pool = arg;
+	struct worker *w = pool->worker;
+
+	pthread_setname_np(pthread_self(), "pool-worker");
+	w->thread = pthread_self();
+	w->running = true;
+	w->result = thread_objects_create(pool);
+	if (w->result)
+		atomic_store(&w->stop, true);
+	w->last_commit_usec = time_monotonic_usec();
+	sem_post(&w->ready);
+
+	while (!atomic_load(&w->stop)) {
+		worker_pass(pool);
+		worker_sleep(w, next_timeout(pool));
+	}
+	if (w->q && w->copier) {
+		worker_pass(pool);
+		drain(pool);
+	}
+	jobs_destroy(pool);
+	return NULL;
+}
+
+TP_NO_TSA int worker_create(struct pool *pool)
+{
+	struct worker *w = calloc(1, sizeof(*w));
+
+	if (!w)
+		return -ENOMEM;
+	pool->worker = w;
+	sem_init(&w->ready, 0, 0);
+	STAILQ_INIT(&w->todo);
+	STAILQ_INIT(&w->flushes);
+	STAILQ_INIT(&w->finished);
+	STAILQ_INIT(&w->starved);
+	STAILQ_INIT(&w->job_waiters);
+	STAILQ_INIT(&w->no_space);
+	STAILQ_INIT(&w->free_jobs);
+	STAILQ_INIT(&w->prepared);
+	STAILQ_INIT(&w->bounce_waiters);
+	STAILQ_INIT(&w->free_segments);
+	w->no_space_deadline_usec = UINT64_MAX;
+	w->segments = calloc(NR_SPARE_SEGMENTS, sizeof(*w->segments));
+	if (!w->segments)
+		return -ENOMEM;
+	for (unsigned i = 0; i < NR_SPARE_SEGMENTS; i++)
+		STAILQ_INSERT_TAIL(&w->free_segments, &w->segments[i], link);
+	return passdown_create(pool);
+}
+
+int worker_start(struct pool *pool)
+{
+	struct worker *w = pool->worker;
+	pthread_t thread;
+	int r = -pthread_create(&thread, NULL, worker_main, pool);
+
+	if (r)
+		return r;
+	while (sem_wait(&w->ready))
+		; /* a signal */
+	return w->result;
+}
+
+int worker_stop(struct pool *pool)
+{
+	struct worker *w = pool->worker;
+
+	if (!w || !w->running)
+		return 0;
+	tp_lock_may_wait(LC_throttle);
+	atomic_store(&w->stop, true);
+	pool_wake_worker(pool);
+	pthread_join(w->thread, NULL);
+	w->running = false;
+	return w->result;
+}
+
+void worker_destroy(struct pool *pool)
+{
+	struct worker *w = pool->worker;
+
+	if (!w)
+		return;
+	passdown_destroy(pool);
+	sem_destroy(&w->ready);
+	free(w->segments);
+	free(w);
+	pool->worker = NULL;
+}
