@@ -191,7 +191,11 @@ struct pool_command {
 	thin_id_t id; /* in with POOL_CMD_BY_ID; out: of the new volume */
 	void (*done)(struct pool_command *cmd, int r); /* the worker thread, no lock held */
 	struct tp_error error;                          /* a line for a person, when r < 0 */
-	STAILQ_ENTRY(pool_command) link;                /* private to pool/ */
+
+	/* private to pool/ */
+	int result;
+	void *waiter;
+	STAILQ_ENTRY(pool_command) link;
 };
 
 void pool_command_submit(struct pool *pool, struct pool_command *cmd)

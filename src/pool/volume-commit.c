@@ -25,6 +25,11 @@ static int put_size(struct pool *pool, struct volume *v)
 	struct catalog_record rec;
 	int r;
 
+	if (!pool->catalog) {
+		atomic_store(&v->size_dirty, false);
+		volume_touch(v);
+		return 0;
+	}
 	/* A size, unlike a name, can go with an earlier commit than its neighbours' do. */
 	if (catalog_needs_commit(pool->catalog, v->id)) {
 		r = thin_metadata_commit(pool->tmd);
@@ -51,7 +56,7 @@ int volumes_before_commit(struct pool *pool)
 	struct volume *v;
 	int r = 0;
 
-	if (!atomic_exchange(&pool->sizes_dirty, false) || !pool->catalog)
+	if (!atomic_exchange(&pool->sizes_dirty, false))
 		return 0;
 	TAILQ_FOREACH(v, &pool->volumes->all, entry.all_link) {
 		if (atomic_load(&v->size_dirty) && has_device(v)) {

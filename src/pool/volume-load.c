@@ -97,7 +97,8 @@ static int record_fn(void *ctx, const struct catalog_record *rec)
 	if (!v)
 		return note_orphan(pool->volumes, rec->id);
 	if (!rec->name[0]) {
-		v->entry.damaged = true;
+		/* Whoever wants to write takes a snapshot of it. */
+		v->entry.now.flags |= CATALOG_READ_ONLY;
 		atomic_store(&v->read_only, true);
 		return 0;
 	}

@@ -56,7 +56,7 @@ struct volume_entry {
 	 */
 	struct catalog_record now, committed;
 	bool is_committed;    /* the device exists in the committed state */
-	bool damaged;         /* its record is: read-only, whatever the flags say */
+	bool has_record;      /* a good one; else name and size are made up */
 	bool touched;         /* on table->touched: @now and @committed may differ */
 	vblock_t remove_next; /* REMOVING: go on here */
 
