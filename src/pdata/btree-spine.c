@@ -156,7 +156,7 @@ int spine_read_sibling(struct btree_spine *s, unsigned i, struct locked_block **
 
 int spine_shadow_sibling(struct btree_spine *s, unsigned i, struct locked_block **ret_lb)
 {
-	struct spine_node sibling;
+	struct spine_node sibling = { 0 };
 	int r;
 
 	r = check_sibling_location(s, node_child(s->parent.n, i));
