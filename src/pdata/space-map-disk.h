@@ -49,7 +49,7 @@ int sm_disk_use_reserved(struct space_map *sm, dblock_t b) TP_MUST_CHECK;
 void sm_disk_take_freed(struct space_map *sm, void (*fn)(void *ctx, dblock_t begin, dblock_t end),
 			void *ctx);
 
-/* Next run of blocks that are free in both states, from @from on; -ENODATA: none. */
+/* Next run of blocks free in both states and not reserved, from @from on; -ENODATA: none. */
 int sm_disk_next_free_run(struct space_map *sm, dblock_t from, dblock_t *ret_begin,
 			  dblock_t *ret_end) TP_MUST_CHECK;
 

@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 
 #include "meta-rig.h"
@@ -277,6 +278,35 @@ static void extension_counts_from_the_commit_on(void **state)
 	assert_int_equal(sm_extend(rig->data, UINT64_C(1) << 40), -EINVAL);
 }
 
+static void set_last_free(void *data, void *ctx)
+{
+	struct disk_index_entry *entry =
+		(void *)((uint8_t *)data + 32 + 8 * NODE_MAX_ENTRIES(16) + 16 * 2);
+
+	(void)ctx;
+	entry->nr_free = le32_make(0);
+	entry->none_free_before = le32_make(1000);
+}
+
+/* Some tools count only existing blocks as free: a full last bitmap then says 0. */
+static void extension_behind_a_tools_entry_is_used_first(void **state)
+{
+	struct meta_rig *rig = *state;
+	dblock_t b;
+
+	assert_int_equal(sm_inc_blocks(rig->data, 0, NR_DATA), 0);
+	commit(rig);
+	meta_rig_close(rig);
+	meta_rig_damage(rig, le64_get(rig->data_root.bitmap_root), BTREE_CSUM_XOR, set_last_free,
+			NULL);
+	assert_int_equal(meta_rig_open(rig), 0);
+	assert_int_equal(sm_extend(rig->data, 20000), 0);
+	assert_int_equal(meta_rig_commit(rig), 0);
+	assert_int_equal(sm_new_block(rig->data, &b), 0);
+	assert_int_equal(b, NR_DATA);
+	commit(rig);
+}
+
 /* More bitmaps than one chunk of the index and one leaf of its tree have. */
 static void map_of_many_bitmaps(void **state)
 {
@@ -301,6 +331,56 @@ static void map_of_many_bitmaps(void **state)
 	meta_rig_destroy(&rig);
 }
 
+struct reader {
+	pthread_t thread;
+	struct meta_rig *rig;
+	dblock_t nr_blocks;
+	unsigned nr_wrong;
+};
+
+/* No cmocka in threads. */
+static void *read_counts(void *arg)
+{
+	struct reader *reader = arg;
+	struct meta_rig *rig = reader->rig;
+	uint64_t nr_free;
+	uint32_t count;
+	bool more;
+
+	lock_meta_root_shared(&rig->root_lock);
+	for (dblock_t b = 0; b < reader->nr_blocks; b += ENTRIES_PER_BITMAP / 2)
+		if (sm_get_count(rig->data, b, &count) || count != 1 ||
+		    sm_count_is_more_than_one(rig->data, b, &more) || more ||
+		    sm_get_nr_free(rig->data, &nr_free) || nr_free != 3)
+			reader->nr_wrong++;
+	unlock_meta_root_shared(&rig->root_lock);
+	return NULL;
+}
+
+/* A map just opened: all readers find no chunk of the index in memory. */
+static void readers_may_load_the_index_together(void **state)
+{
+	struct meta_rig rig;
+	struct reader readers[4];
+	dblock_t nr_blocks = 700 * (dblock_t)ENTRIES_PER_BITMAP;
+
+	(void)state;
+	meta_rig_create(&rig, 8192, nr_blocks);
+	assert_int_equal(sm_inc_blocks(rig.data, 0, nr_blocks - 3), 0);
+	assert_int_equal(meta_rig_commit(&rig), 0);
+	meta_rig_reopen(&rig);
+	for (unsigned k = 0; k < ARRAY_SIZE(readers); k++) {
+		readers[k] = (struct reader){ .rig = &rig, .nr_blocks = nr_blocks };
+		assert_int_equal(pthread_create(&readers[k].thread, NULL, read_counts, &readers[k]),
+				 0);
+	}
+	for (unsigned k = 0; k < ARRAY_SIZE(readers); k++) {
+		assert_int_equal(pthread_join(readers[k].thread, NULL), 0);
+		assert_int_equal(readers[k].nr_wrong, 0);
+	}
+	meta_rig_destroy(&rig);
+}
+
 #define FACT(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int main(void)
@@ -316,7 +396,9 @@ int main(void)
 		FACT(told_runs_may_be_reserved_at_once),
 		FACT(free_runs_leave_out_both_states_and_reserved),
 		FACT(extension_counts_from_the_commit_on),
+		FACT(extension_behind_a_tools_entry_is_used_first),
 		cmocka_unit_test(map_of_many_bitmaps),
+		cmocka_unit_test(readers_may_load_the_index_together),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

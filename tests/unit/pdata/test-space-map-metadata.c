@@ -246,6 +246,35 @@ static void map_with_little_room_goes_round(void **state)
 	filled_exit(&f);
 }
 
+/* All blocks of the bitmap have one user, but for entry 100. */
+static void use_all_but_one(void *data, void *ctx)
+{
+	(void)ctx;
+	memset((uint8_t *)data + sizeof(struct disk_bitmap_header), 0xaa,
+	       METADATA_BLOCK_SIZE - sizeof(struct disk_bitmap_header));
+	((uint8_t *)data)[sizeof(struct disk_bitmap_header) + 25] = 0xa8;
+}
+
+/*
+ * One free block under each of two bitmaps: copying the first bitmap takes the block under the
+ * second, and counting that needs a third block.
+ */
+static void two_free_blocks_are_not_enough(void **state)
+{
+	struct meta_rig rig;
+	mblock_t b;
+
+	(void)state;
+	meta_rig_create(&rig, 2 * ENTRIES_PER_BITMAP, 0);
+	meta_rig_close(&rig);
+	meta_rig_damage(&rig, 3, BITMAP_CSUM_XOR, use_all_but_one, NULL);
+	meta_rig_damage(&rig, 4, BITMAP_CSUM_XOR, use_all_but_one, NULL);
+	assert_int_equal(meta_rig_open(&rig), 0);
+	assert_int_equal(sm_new_block(rig.metadata, &b), -ENOSPC);
+	assert_int_equal(sm_inc_block(rig.metadata, 9), -ENOSPC);
+	meta_rig_destroy(&rig);
+}
+
 /* ---- extending ---- */
 
 static void grow_device(struct meta_rig *rig, mblock_t nr_blocks)
@@ -440,6 +469,7 @@ int main(void)
 		cmocka_unit_test(too_small_a_device_is_enospc),
 		cmocka_unit_test(device_fills_and_recovers_by_abort),
 		cmocka_unit_test(map_with_little_room_goes_round),
+		cmocka_unit_test(two_free_blocks_are_not_enough),
 		cmocka_unit_test(full_device_can_be_extended),
 		cmocka_unit_test(extension_of_any_size_keeps_counts_right),
 		cmocka_unit_test(extension_goes_with_an_abort),
