@@ -19,7 +19,7 @@
 #include "util/clock.h"
 
 #define SWEEP_USEC (60 * USEC_PER_SEC) /* five sweeps unused, about five minutes: evicted */
-#define LIMIT_MARGIN 16u /* written beyond the excess, so that not every miss asks again */
+#define LIMIT_MARGIN 16u               /* buffers freed beyond the limit */
 
 /* ---- passes ---- */
 
@@ -35,21 +35,23 @@ static void shrink(struct bufio_client *c, uint64_t nr) TP_EXCLUDES(lc_bufio, lc
 	memory_trim(c);
 }
 
+/*
+ * Asked for by an allocation that found nothing to evict, and is about to exceed the limit:
+ * make room for it and for a few more, so that not every miss asks again.
+ */
 static void obey_limit(struct bufio_client *c) TP_EXCLUDES(lc_bufio, lc_bufio_lru)
 {
-	uint64_t cached = atomic_load(&c->nr_cached), limit = atomic_load(&c->limit), excess, done;
+	uint64_t cached = atomic_load(&c->nr_cached), limit = atomic_load(&c->limit);
+	uint64_t target = limit - MIN(LIMIT_MARGIN, limit / 4), excess, done;
 
 	if (cached < limit)
 		return;
-	excess = cached - limit;
+	excess = cached - target;
 	done = evict_count(c, excess);
-	if (done == excess && excess > 0)
+	if (done == excess)
 		return;
-	excess += LIMIT_MARGIN - done;
-	(void)write_pass_run(c, WRITE_BACKGROUND, excess);
-	cached = atomic_load(&c->nr_cached);
-	if (cached > limit)
-		(void)evict_count(c, cached - limit);
+	(void)write_pass_run(c, WRITE_BACKGROUND, excess - done); /* errors stick */
+	(void)evict_count(c, excess - done);
 }
 
 static void helper_pass(struct bufio_client *c, const struct helper_work *work)

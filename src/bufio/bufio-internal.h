@@ -254,6 +254,8 @@ void helper_call(struct bufio_client *c, struct waiter_list *waiters, int r)
 void bufio_test_settle(struct bufio_client *c) TP_EXCLUDES(lc_bufio, lc_bufio_lru);
 /* For tests: from now on no memory can be had (or can again). */
 void bufio_test_fail_allocations(struct bufio_client *c, bool fail);
+/* For tests: buffers that are neither cached nor unused.  0 while nothing is under way. */
+uint64_t bufio_test_lost_count(struct bufio_client *c) TP_EXCLUDES(lc_bufio_lru);
 /* For tests: buffers in the reserve. */
 unsigned bufio_test_reserve_count(struct bufio_client *c) TP_EXCLUDES(lc_bufio_lru);
 

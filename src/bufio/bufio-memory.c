@@ -292,15 +292,19 @@ static struct bufio_buffer *alloc_must(struct bufio_client *c)
 
 struct bufio_buffer *buffer_alloc(struct bufio_client *c, enum alloc_how how)
 {
-	bool room = atomic_load(&c->nr_cached) < atomic_load(&c->limit);
-	struct bufio_buffer *b = room ? take_unused(c) : NULL;
+	uint64_t cached = atomic_load(&c->nr_cached), limit = atomic_load(&c->limit);
+	struct bufio_buffer *b = cached < limit ? take_unused(c) : NULL;
+	bool recycled = false;
 
-	if (!b)
+	if (!b) {
 		b = evict_one(c);
-	if (!b && !room && how != ALLOC_IF_EASY) {
-		helper_ask(c, &(struct helper_work){ .limit = true });
-		b = take_unused(c); /* the limit gives way to held and dirty ones */
+		recycled = b != NULL;
 	}
+	/* Recycling what the helper has just cleaned keeps the size: ask again while above. */
+	if (cached > limit || (cached == limit && !recycled))
+		helper_ask(c, &(struct helper_work){ .limit = true });
+	if (!b && cached >= limit && how != ALLOC_IF_EASY)
+		b = take_unused(c); /* the limit gives way to held and dirty ones */
 	if (!b && how == ALLOC_MUST)
 		b = alloc_must(c);
 	if (!b)
@@ -365,6 +369,20 @@ TP_NO_TSA void memory_destroy(struct bufio_client *c)
 void bufio_test_fail_allocations(struct bufio_client *c, bool fail)
 {
 	atomic_store(&c->fail_allocations, fail);
+}
+
+uint64_t bufio_test_lost_count(struct bufio_client *c)
+{
+	uint64_t nr = 0;
+
+	lock_bufio_lru(&c->lock);
+	for (const struct buffer_slab *slab = c->slabs; slab; slab = slab->next)
+		nr += SLAB_BUFFERS;
+	for (const struct bufio_buffer *b = c->idle; b; b = b->next)
+		nr--;
+	nr -= c->nr_ready + atomic_load(&c->nr_cached);
+	unlock_bufio_lru(&c->lock);
+	return nr;
 }
 
 unsigned bufio_test_reserve_count(struct bufio_client *c)

@@ -143,7 +143,7 @@ static void write_done(struct io_request *io, int r)
 static bool may_take(const struct write_pass *pass, const struct bufio_buffer *b)
 	TP_REQUIRES(lc_bufio)
 {
-	if (b->pass == pass->number || (buffer_state(b) & BUFFER_WRITING))
+	if (b->pass == pass->number)
 		return false;
 	return pass->mode == WRITE_ALL || atomic_load_explicit(&b->hold, memory_order_acquire) == 0;
 }
@@ -153,6 +153,8 @@ static void take(struct write_pass *pass, struct write_batch *batch, struct bufi
 {
 	struct write_slot *slot = &batch->slots[batch->nr++];
 
+	/* Only this pass can be writing it, and it takes no buffer twice. */
+	TP_INVARIANT(!(buffer_state(b) & BUFFER_WRITING));
 	buffer_make_clean(s, b);
 	buffer_set_state(b, buffer_state(b) | BUFFER_WRITING);
 	b->pass = pass->number;

@@ -47,6 +47,8 @@ int teardown(void **state)
 {
 	struct fixture *f = *state;
 
+	bufio_test_settle(f->c);
+	assert_int_equal(bufio_test_lost_count(f->c), 0);
 	assert_null(bufio_client_destroy(f->c));
 	io_device_close(f->dev);
 	tp_lock_destroy(&f->meta_root);

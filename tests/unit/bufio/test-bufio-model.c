@@ -336,6 +336,8 @@ static void cache_agrees_with_the_model(void **state)
 	m.stop = true;
 	for (unsigned i = 0; i < NR_THREADS; i++)
 		pthread_join(workers[i].thread, NULL);
+	bufio_test_settle(m.c);
+	assert_int_equal(bufio_test_lost_count(m.c), 0);
 	assert_null(bufio_client_destroy(m.c)); /* the last waiters are told */
 	for (unsigned i = 0; i < NR_THREADS; i++)
 		for (unsigned j = 0; j < NR_WAITERS; j++)

@@ -55,6 +55,44 @@ static void more_than_two_batches_are_written(void **state)
 	assert_int_equal(stats(f).writes, LIMIT_BLOCKS);
 }
 
+/* Somebody who is always faster. */
+static struct bufio_client *dirtied_client;
+
+static void dirty_again(mblock_t block, void *data, uintptr_t aux)
+{
+	struct bufio_buffer *b;
+
+	(void)data;
+	(void)aux;
+	if (bufio_get(dirtied_client, block, &b))
+		return;
+	bufio_mark_dirty(b);
+	bufio_release(b);
+}
+
+/* More of one shard than both batches hold, so that the scan meets them again. */
+static void a_pass_ends_though_all_it_writes_is_dirtied_again(void **state)
+{
+	const unsigned nr = 300, range = 32 * 1024;
+	struct fixture *f = *state;
+	unsigned made = 0;
+
+	assert_int_equal(io_device_resize(f->dev, (uint64_t)range * METADATA_BLOCK_SIZE), 0);
+	bufio_set_limit(f->c, (uint64_t)range * METADATA_BLOCK_SIZE);
+	dirtied_client = f->c;
+	f->c->prepare_write = dirty_again;
+	for (mblock_t i = 0; i < range && made < nr; i++) {
+		if (shard_of(f->c, i) != &f->c->shards[0])
+			continue;
+		write_word(f, i, i);
+		made++;
+	}
+	assert_int_equal(made, nr);
+	assert_int_equal(bufio_write_dirty_buffers(f->c), 0);
+	assert_int_equal(stats(f).writes, nr);
+	assert_int_equal(stats(f).dirty_bytes, nr * METADATA_BLOCK_SIZE);
+}
+
 static void write_error_sticks_until_reported_once(void **state)
 {
 	struct fixture *f = *state;
@@ -168,6 +206,7 @@ int main(void)
 		FACT(dirty_is_written_once_and_prepared_in_the_copy),
 		FACT(neighbours_are_written_with_one_request),
 		FACT(more_than_two_batches_are_written),
+		FACT(a_pass_ends_though_all_it_writes_is_dirtied_again),
 		FACT(write_error_sticks_until_reported_once),
 		FACT(what_could_not_be_written_stays_dirty),
 		FACT(dirtied_again_while_written_stays_dirty),
