@@ -48,7 +48,7 @@ struct pool_options {
 };
 
 enum pool_event_kind {
-	POOL_EVENT_VOLUME_GONE,    /* name no longer leads anywhere, or elsewhere */
+	POOL_EVENT_VOLUME_GONE, /* name no longer leads anywhere, or elsewhere */
 	POOL_EVENT_VOLUME_ADDED,
 	POOL_EVENT_VOLUME_RESIZED,
 	POOL_EVENT_VOLUME_CONTENT, /* rolled back: cached data is not to be trusted */
@@ -171,10 +171,11 @@ enum pool_command_op {
 enum pool_command_flags {
 	POOL_CMD_READ_ONLY = 1 << 0, /* snapshot: make it read-only */
 	POOL_CMD_SHRINK = 1 << 1,    /* resize: allow it to lose data past the new end */
-	POOL_CMD_IF_CLOSED = 1 << 2, /* delete, rename over: -EBUSY when open, else keep until last close */
+	POOL_CMD_IF_CLOSED =
+		1 << 2, /* delete, rename over: -EBUSY when open, else keep until last close */
 	POOL_CMD_NO_REPLACE = 1 << 3, /* rename: -EEXIST when new_name exists */
-	POOL_CMD_BY_ID = 1 << 4,     /* resize: by id, not by name (an unlinked volume has none) */
-	POOL_CMD_EXCHANGE = 1 << 5,  /* rename: swap the two names */
+	POOL_CMD_BY_ID = 1 << 4,      /* resize: by id, not by name (an unlinked volume has none) */
+	POOL_CMD_EXCHANGE = 1 << 5,   /* rename: swap the two names */
 };
 
 /*
@@ -190,7 +191,7 @@ struct pool_command {
 	uint64_t size_bytes;
 	thin_id_t id; /* in with POOL_CMD_BY_ID; out: of the new volume */
 	void (*done)(struct pool_command *cmd, int r); /* the worker thread, no lock held */
-	struct tp_error error;                          /* a line for a person, when r < 0 */
+	struct tp_error error;                         /* a line for a person, when r < 0 */
 
 	/* private to pool/ */
 	int result;
@@ -208,21 +209,21 @@ int pool_command_run(struct pool *pool, struct pool_command *cmd)
 /* ---- status ---- */
 
 enum pool_mode { /* ordered from good to bad: semantics.md §10 */
-	POOL_MODE_WRITE,
-	POOL_MODE_OUT_OF_DATA_SPACE,
-	POOL_MODE_OUT_OF_METADATA_SPACE,
-	POOL_MODE_READ_ONLY,
-	POOL_MODE_FAIL,
+		 POOL_MODE_WRITE,
+		 POOL_MODE_OUT_OF_DATA_SPACE,
+		 POOL_MODE_OUT_OF_METADATA_SPACE,
+		 POOL_MODE_READ_ONLY,
+		 POOL_MODE_FAIL,
 };
 
 /* "rw", "out_of_data_space", "ro" (also out of metadata space), "fail" */
 const char *pool_mode_name(enum pool_mode mode);
 
-struct pool_stats { /* since the pool was opened */
-	uint64_t reads, writes, flushes, discards;        /* requests of front ends */
+struct pool_stats {                                /* since the pool was opened */
+	uint64_t reads, writes, flushes, discards; /* requests of front ends */
 	uint64_t read_bytes, write_bytes, discard_bytes;
 	uint64_t provisioned_blocks, broken_sharing_blocks, zeroed_blocks, passed_down_bytes;
-	uint64_t deferred, metadata_misses, unaligned;    /* ways off the fast path */
+	uint64_t deferred, metadata_misses, unaligned; /* ways off the fast path */
 	uint64_t commits, aborts, commands, throttled;
 };
 
@@ -230,13 +231,13 @@ struct pool_status {
 	enum pool_mode mode;
 	char reason[256]; /* why the mode is not rw; "" if it is */
 	bool needs_check, has_catalog, read_only;
-	uint32_t block_size;          /* bytes */
+	uint32_t block_size; /* bytes */
 	uint64_t transaction_id;
-	uint64_t data_used, data_total;              /* bytes */
-	uint64_t metadata_used, metadata_total;      /* bytes; used: without the reserve */
-	uint64_t metadata_reserve;                   /* bytes */
-	uint64_t data_allocated;                     /* bytes the data file takes on its host */
-	uint64_t virtual_total;                      /* sum of the volumes' sizes */
+	uint64_t data_used, data_total;         /* bytes */
+	uint64_t metadata_used, metadata_total; /* bytes; used: without the reserve */
+	uint64_t metadata_reserve;              /* bytes */
+	uint64_t data_allocated;                /* bytes the data file takes on its host */
+	uint64_t virtual_total;                 /* sum of the volumes' sizes */
 	unsigned nr_volumes;
 	uint64_t cache_bytes, cache_limit_bytes, cache_hits, cache_misses;
 	struct pool_stats stats;
