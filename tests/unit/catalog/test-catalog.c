@@ -569,6 +569,29 @@ static void a_piece_is_copied_around_the_change(void **state)
 	rig_end(&rig);
 }
 
+/* Two records in different chunks of different data blocks: 64 is in the second of its block. */
+static void the_spare_is_cleared_of_what_it_held(void **state)
+{
+	struct rig rig = { 0 };
+
+	(void)state;
+	for (int aborted = 0; aborted < 2; aborted++) {
+		rig_make(&rig, 256 * KiB, 8);
+		assert_int_equal(put(&rig, 64, 1), 0);
+		assert_int_equal(put(&rig, 256, 1), 0);
+		rig_commit(&rig);
+		assert_int_equal(put(&rig, 64, 2), 0);
+		aborted ? rig_abort(&rig) : rig_commit(&rig);
+		assert_int_equal(put(&rig, 256, 2), 0);
+		rig_commit(&rig);
+		rig_reopen(&rig);
+		assert_size(&rig, 64, aborted ? 1 : 2);
+		assert_size(&rig, 256, 2);
+		assert_int_equal(find(&rig, 64).nr, 2);
+		rig_end(&rig);
+	}
+}
+
 /* ---- others meddle ---- */
 
 static void a_snapshot_of_the_catalog_keeps_its_content(void **state)
@@ -647,15 +670,17 @@ static void a_failed_write_is_an_error_and_the_abort_heals(void **state)
 
 struct model {
 	uint64_t size[MODEL_IDS]; /* 0: no record */
+	thin_id_t spacing;        /* of the ids */
 };
 
 static int model_fn(void *ctx, const struct catalog_record *rec)
 {
 	struct model *m = ctx;
+	unsigned i = rec->id / m->spacing;
 
-	assert_true(rec->id < MODEL_IDS);
-	assert_int_equal(rec->size_bytes, m->size[rec->id]);
-	m->size[rec->id] = 0;
+	assert_true(rec->id % m->spacing == 0 && i < MODEL_IDS);
+	assert_int_equal(rec->size_bytes, m->size[i]);
+	m->size[i] = 0;
 	return 0;
 }
 
@@ -668,46 +693,79 @@ static void assert_model(struct rig *rig, const struct model *m)
 		assert_int_equal(left.size[i], 0);
 }
 
-static void random_changes_match_the_model(void **state)
+static void assert_crash_image(struct rig *rig, const struct model *committed)
 {
-	static struct model committed, now;
+	struct rig image = { 0 };
+
+	rig_crash_image(rig, &image);
+	assert_model(&image, committed);
+	rig_drop(&image);
+}
+
+static void random_changes(struct rig *rig, thin_id_t spacing)
+{
+	struct model now = { .spacing = spacing }, committed = now;
 	uint64_t nr_ops = prng_ops(2000);
-	struct rig rig = { 0 };
 	struct prng p;
 
-	(void)state;
 	prng_init(&p, prng_seed());
-	rig_make(&rig, 64 * KiB, 14); /* 7 vblocks of records, own, spare: not enough to move all */
 	for (uint64_t i = 1; i <= nr_ops; i++) {
-		thin_id_t id = (thin_id_t)prng_below(&p, MODEL_IDS);
+		thin_id_t nr = (thin_id_t)prng_below(&p, MODEL_IDS), id = nr * spacing;
 		uint64_t what = prng_below(&p, 100);
 
-		if (what < 10 || catalog_needs_commit(rig.c, id)) {
-			rig_commit(&rig);
+		if (what < 10 || catalog_needs_commit(rig->c, id)) {
+			rig_commit(rig);
 			committed = now;
 		}
-		if (what < 60) {
-			assert_int_equal(put(&rig, id, i), 0);
-			now.size[id] = i;
+		if (what < 50) {
+			assert_int_equal(put(rig, id, i), 0);
+			now.size[nr] = i;
 		} else if (what < 90) {
-			assert_int_equal(catalog_erase(rig.c, id), 0);
-			now.size[id] = 0;
-		} else if (what < 93) {
-			rig_abort(&rig);
-			now = committed;
+			assert_int_equal(catalog_erase(rig->c, id), 0);
+			now.size[nr] = 0;
 		} else if (what < 95) {
-			rig_reopen(&rig);
+			what < 93 ? rig_abort(rig) : rig_reopen(rig);
 			now = committed;
 		} else if (what < 97) {
-			struct rig image = { 0 };
-
-			rig_crash_image(&rig, &image);
-			assert_model(&image, &committed);
-			rig_drop(&image);
+			assert_crash_image(rig, &committed);
 		}
 		if (i % 16 == 0)
-			assert_model(&rig, &now);
+			assert_model(rig, &now);
 	}
+}
+
+static void random_changes_match_the_model(void **state)
+{
+	struct rig rig = { 0 };
+
+	(void)state;
+	rig_make(&rig, 64 * KiB, 14); /* 7 vblocks of records, own, spare: not enough to move all */
+	random_changes(&rig, 1);
+	rig_end(&rig);
+}
+
+static void random_changes_in_larger_blocks_match_the_model(void **state)
+{
+	struct rig rig = { 0 };
+
+	(void)state;
+	rig_make(&rig, 256 * KiB, 20);
+	random_changes(&rig, 8);
+	rig_end(&rig);
+}
+
+static void random_changes_in_used_blocks_match_the_model(void **state)
+{
+	struct rig rig = { 0 };
+
+	(void)state;
+	rig_format(&rig, 256 * KiB, 20);
+	memset(mem_device_data(rig.data_mem), 0xaa, 20 * 256 * KiB);
+	mem_device_touch(rig.data_mem, 0, 20 * 256 * KiB);
+	assert_int_equal(catalog_create(rig.tmd, rig.data), 0);
+	assert_int_equal(thin_metadata_commit(rig.tmd), 0);
+	assert_int_equal(catalog_open(rig.tmd, rig.data, &rig.c), 0);
+	random_changes(&rig, 8);
 	rig_end(&rig);
 }
 
@@ -731,10 +789,13 @@ int main(void)
 		cmocka_unit_test(what_the_device_held_before_is_not_shown),
 		cmocka_unit_test(a_huge_block_costs_what_its_records_do),
 		cmocka_unit_test(a_piece_is_copied_around_the_change),
+		cmocka_unit_test(the_spare_is_cleared_of_what_it_held),
 		cmocka_unit_test(a_snapshot_of_the_catalog_keeps_its_content),
 		cmocka_unit_test(a_lost_spare_is_replaced),
 		cmocka_unit_test(a_failed_write_is_an_error_and_the_abort_heals),
 		cmocka_unit_test(random_changes_match_the_model),
+		cmocka_unit_test(random_changes_in_larger_blocks_match_the_model),
+		cmocka_unit_test(random_changes_in_used_blocks_match_the_model),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);
