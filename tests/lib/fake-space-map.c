@@ -157,7 +157,7 @@ void fake_sm_abort(struct space_map *sm)
 	struct fake_sm *f = fake_of(sm);
 
 	memcpy(f->now, f->old, f->nr_blocks * sizeof(*f->now));
-	f->fail_in = 0;
+	f->cursor = f->fail_in = 0;
 }
 
 void fake_sm_fail_new_block(struct space_map *sm, uint64_t nth)
