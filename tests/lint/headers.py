@@ -22,6 +22,8 @@ if __name__ == '__main__':
     root, compiler = pathlib.Path(sys.argv[1]), sys.argv[2:]
     flags = [f'-I{root}/include', f'-I{root}/src', '-D_GNU_SOURCE', '-D_FILE_OFFSET_BITS=64', '-Wall',
              '-Wextra', '-Werror']
+    flags += subprocess.run(['pkg-config', '--cflags', 'fuse3'], text=True,
+                            stdout=subprocess.PIPE, check=True).stdout.split()
     ok = True
     for header in sorted((root / 'src').rglob('*.h')):
         ok &= compiles(compiler, [*flags, '-std=gnu17'], 'c', header.relative_to(root / 'src'))
