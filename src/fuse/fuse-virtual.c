@@ -9,8 +9,8 @@
  * A handle is an index into a small table together with a cookie, so a number that an earlier
  * daemon gave out cannot be mistaken for one of ours.
  *
- * Locks: fuse_server.lock covers the table.  A text is used outside of it: the kernel releases a
- * handle only after the last read of it.
+ * Locks: fuse_server.lock covers the table and the texts.  Another worker may be asked to release a
+ * handle while the answer to its last read is still on its way out, so a read copies its piece.
  */
 #include "fuse/fuse-internal.h"
 
@@ -131,25 +131,25 @@ void fuse_virtual_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
 
 void fuse_virtual_read(fuse_req_t req, size_t size, off_t offset, struct fuse_file_info *fi)
 {
-	struct fuse_server *server = request_server(req);
+	struct fuse_slot *slot = fuse_slot_take(req);
+	struct fuse_server *server = slot->server;
 	const struct fuse_virtual_handle *h;
-	const char *text = NULL;
 	size_t length = 0;
 
 	lock_fuse(&server->lock);
 	h = find_handle_locked(server, fi->fh);
-	if (h) {
-		text = h->text;
-		length = h->length;
+	if (h && offset >= 0 && (size_t)offset < h->length) {
+		length = MIN(MIN(size, (size_t)FUSE_MAX_WRITE), h->length - (size_t)offset);
+		memcpy(fuse_slot_payload(slot), h->text + offset, length);
 	}
 	unlock_fuse(&server->lock);
 
-	if (!text)
-		reply_error(req, -ESTALE);
-	else if (offset < 0 || (size_t)offset >= length)
-		fuse_reply_buf(req, NULL, 0);
+	slot->touched = MAX(slot->touched, length);
+	if (h)
+		fuse_reply_buf(req, fuse_slot_payload(slot), length);
 	else
-		fuse_reply_buf(req, text + offset, MIN(size, length - (size_t)offset));
+		reply_error(req, -ESTALE);
+	fuse_slot_end(slot);
 }
 
 void fuse_virtual_release(fuse_req_t req, struct fuse_file_info *fi)
