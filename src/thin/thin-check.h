@@ -7,7 +7,8 @@
  *
  * Layer:    thin.
  * Threads:  one.
- * Memory:   about 5 bytes a metadata block and 4 a data block; time linear in the metadata.
+ * Memory:   6 bytes a metadata block in use and 32 more where two nodes may refer to it, 1 byte
+ *           a data block in use; whatever sizes the disk claims.  Time linear in the metadata.
  */
 #ifndef TP_THIN_THIN_CHECK_H
 #define TP_THIN_THIN_CHECK_H
@@ -21,26 +22,31 @@
 struct io_device;
 
 enum thin_check_severity {
-	THIN_CHECK_HINT,   /* a wrong accounting hint (nr_free ...): harmless */
-	THIN_CHECK_LEAK,   /* counted but not used: space is lost, nothing else; repairable */
+	THIN_CHECK_HINT, /* a wrong accounting hint (nr_free ...): harmless */
+	/*
+	 * Counted but not used: space is lost, nothing else.  May be repaired if there is no
+	 * damage, which could hide the users.  Neighbouring blocks are one finding.
+	 */
+	THIN_CHECK_LEAK,
 	THIN_CHECK_DAMAGE, /* the pool must not be written */
 };
 
 struct thin_check_options {
 	/* Size of the data device in bytes; UINT64_MAX: unknown. */
 	uint64_t data_bytes;
-	/* One line per finding, at most max_findings (0: all); then "... and N more". */
+	/* One line per finding, at most max_findings (0: all); then "... and N more".  Or NULL. */
 	void (*report)(void *ctx, enum thin_check_severity severity, const char *line);
-	/* Called now and then: blocks read, blocks in use according to the metadata map. */
+	/* Now and then: blocks read, blocks in use according to the metadata map.  Or NULL. */
 	void (*progress)(void *ctx, uint64_t done, uint64_t total);
 	void *ctx;
 	unsigned max_findings;
 };
 
 struct thin_check_result {
-	uint64_t nr_hints, nr_leaks, nr_damages;
-	bool needs_check; /* the flag in the superblock */
+	uint64_t nr_hints, nr_leaks, nr_damages; /* findings, told or not */
+	bool needs_check;                        /* the flag in the superblock */
 	uint64_t transaction_id;
+	/* What was found in the trees; and blocks in use according to the maps. */
 	uint64_t nr_devices, nr_mappings, nr_metadata_used, nr_data_used;
 };
 
