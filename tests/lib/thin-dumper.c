@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * thin-dumper.c - a program: what thin/ reads from a metadata device, as thin_dump would print it
+ *
+ *   thin-dumper META             print XML
+ *   thin-dumper --exercise META  on the writable image: snapshot every device, write to and discard
+ *                                from the snapshots, delete them; everything but the clock is
+ *                                then as before.  Exit 3: the pool refuses changes (NEEDS_CHECK).
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "io/device.h"
+#include "thin/thin-metadata.h"
+#include "thinpoold/disk-format.h"
+
+#define MAX_DEVICES 1000u
+#define WRITES_PER_SNAPSHOT 20u
+#define EXIT_REFUSED 3
+
+static void die_if(int r, const char *what)
+{
+	if (r) {
+		fprintf(stderr, "thin-dumper: %s: %s\n", what, strerror(-r));
+		exit(EXIT_FAILURE);
+	}
+}
+
+/* ---- dump ---- */
+
+static int print_mapping(void *ctx, const struct thin_mapping *m)
+{
+	(void)ctx;
+	if (m->nr_blocks == 1)
+		printf("    <single_mapping origin_block=\"%" PRIu64 "\" data_block=\"%" PRIu64
+		       "\" time=\"%" PRIu32 "\"/>\n",
+		       m->vblock, m->dblock, m->time);
+	else
+		printf("    <range_mapping origin_begin=\"%" PRIu64 "\" data_begin=\"%" PRIu64
+		       "\" length=\"%" PRIu64 "\" time=\"%" PRIu32 "\"/>\n",
+		       m->vblock, m->dblock, m->nr_blocks, m->time);
+	return 0;
+}
+
+static int print_device(void *ctx, const struct thin_device_details *d)
+{
+	int r;
+
+	printf("  <device dev_id=\"%" PRIu32 "\" mapped_blocks=\"%" PRIu64
+	       "\" transaction=\"%" PRIu64 "\" creation_time=\"%" PRIu32 "\" snap_time=\"%" PRIu32
+	       "\">\n",
+	       d->id, d->mapped_blocks, d->transaction_id, d->creation_time, d->snapshotted_time);
+	r = thin_metadata_for_each_mapping(ctx, d->id, print_mapping, NULL);
+	printf("  </device>\n");
+	return r;
+}
+
+static void dump(struct thin_metadata *tmd)
+{
+	struct thin_metadata_info info;
+
+	die_if(thin_metadata_get_info(tmd, &info), "info");
+	printf("<superblock uuid=\"\" time=\"%" PRIu32 "\" transaction=\"%" PRIu64
+	       "\" flags=\"%u\" version=\"2\" data_block_size=\"%" PRIu32
+	       "\" nr_data_blocks=\"%" PRIu64 "\">\n",
+	       info.time, info.transaction_id, info.needs_check ? THIN_NEEDS_CHECK_FLAG : 0,
+	       info.data_block_sectors, info.nr_data_blocks);
+	die_if(thin_metadata_for_each_device(tmd, print_device, tmd), "devices");
+	printf("</superblock>\n");
+}
+
+/* ---- exercise ---- */
+
+struct device_list {
+	unsigned nr;
+	thin_id_t ids[MAX_DEVICES];
+};
+
+static int collect_device(void *ctx, const struct thin_device_details *d)
+{
+	struct device_list *list = ctx;
+
+	if (list->nr == MAX_DEVICES)
+		return -E2BIG;
+	list->ids[list->nr++] = d->id;
+	return 0;
+}
+
+static thin_id_t unused_id(const struct device_list *list, thin_id_t from)
+{
+	for (unsigned i = 0; i < list->nr; i++)
+		if (list->ids[i] == from)
+			return unused_id(list, from + 1);
+	return from;
+}
+
+static void write_and_discard(struct thin_metadata *tmd, thin_id_t id)
+{
+	struct thin_device *td;
+	vblock_t next;
+	dblock_t b;
+	int r = 0;
+
+	die_if(thin_device_open(tmd, id, &td), "open of the snapshot");
+	for (vblock_t v = 0; v < WRITES_PER_SNAPSHOT && !r; v++) {
+		r = thin_metadata_reserve_data_block(tmd, &b);
+		if (r == -ENOSPC)
+			break;
+		die_if(r, "reserve");
+		die_if(thin_insert_block(td, v * 5, b), "insert");
+	}
+	die_if(thin_remove_range(td, 10, 1000, UINT64_MAX, &next), "discard");
+	thin_device_close(td);
+}
+
+static void exercise(struct thin_metadata *tmd)
+{
+	struct device_list list = { 0 };
+	thin_id_t snap = 1000;
+	int r;
+
+	die_if(thin_metadata_for_each_device(tmd, collect_device, &list), "devices");
+	for (unsigned i = 0; i < list.nr; i++) {
+		snap = unused_id(&list, snap + 1);
+		r = thin_metadata_create_snap(tmd, snap, list.ids[i]);
+		if (r == -EPERM)
+			exit(EXIT_REFUSED);
+		die_if(r, "snapshot");
+		write_and_discard(tmd, snap);
+		if (i % 2)
+			die_if(thin_metadata_commit(tmd), "commit");
+		die_if(thin_metadata_delete_thin(tmd, snap), "delete");
+	}
+	die_if(thin_metadata_commit(tmd), "last commit");
+}
+
+int main(int argc, char **argv)
+{
+	bool writing = argc == 3 && !strcmp(argv[1], "--exercise");
+	const struct thin_metadata_options options = {
+		.cache_bytes = 8 << 20,
+		.read_only = !writing,
+	};
+	struct thin_metadata *tmd;
+	struct tp_error error = { 0 };
+	struct io_device *dev;
+
+	if (argc != 2 && !writing) {
+		fprintf(stderr, "usage: thin-dumper [--exercise] META\n");
+		return EXIT_FAILURE;
+	}
+	die_if(io_device_open(argv[argc - 1], writing ? 0 : IO_OPEN_READ_ONLY, &dev),
+	       argv[argc - 1]);
+	if (thin_metadata_open(dev, &options, &tmd, &error)) {
+		fprintf(stderr, "thin-dumper: %s\n", error.text);
+		return EXIT_FAILURE;
+	}
+	if (writing)
+		exercise(tmd);
+	else
+		dump(tmd);
+	die_if(thin_metadata_close(tmd), "close");
+	io_device_close(dev);
+	return EXIT_SUCCESS;
+}
