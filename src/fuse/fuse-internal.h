@@ -125,6 +125,8 @@ struct fuse_worker {
 	unsigned nr_made;          /* slots [0, nr_made) of memory exist */
 	unsigned nr_busy;          /* taken and not known to be back */
 	char *memory;
+	unsigned small_batches; /* in a row, see consider_rest() */
+	atomic_bool resting;    /* does not watch until called */
 	atomic_ulong requests, starved;
 
 	/* Slots that other threads gave back. */

@@ -7,6 +7,10 @@
  * io_queue_run() until data I/O has ended or there are new requests.  Nothing here waits for
  * anything else, and a request costs no thread: it is a slot (fuse-internal.h) until answered.
  *
+ * A new request would wake every worker that watches the connection, and all but one in vain.
+ * So the first worker always watches; the others rest when there is little to do, until a worker
+ * meets more than it wants to do alone: a full batch, or large requests.
+ *
  * Slots are address space until used, and used last in, first out, so that a lightly loaded
  * worker stays within a few pages.  What a burst has touched is given back to the system when
  * a worker has had nothing to do for a while.
@@ -23,6 +27,7 @@
 #include "fuse/fuse-internal.h"
 
 #include <errno.h>
+#include <linux/fuse.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -37,6 +42,18 @@
 
 /* Requests read before data I/O is submitted and completions are looked at. */
 enum { BATCH = 32 };
+
+/*
+ * Payload in one batch from which on another thread is worth waking: copying it takes longer
+ * than that.
+ */
+#define HELP_BYTES (256u << 10)
+
+/*
+ * A helper rests after so many batches in a row that the first worker could well have taken
+ * besides its own.  (Wake-ups in vain cannot be counted: the ring hides them.)
+ */
+enum { SMALL_BATCH = 8, SMALL_BATCHES_MAX = 32 };
 
 /* In flight on one ring; more wait inside the queue. */
 enum { QUEUE_DEPTH = 256 };
@@ -178,31 +195,43 @@ void fuse_slot_submit_io(struct fuse_slot *slot)
 
 /* ---------------------------------------------------------------- a worker */
 
-/* Returns false when there is nothing more to read now. */
-static bool read_request(struct fuse_worker *w)
+/* Data that a request moves, as far as its header tells. */
+static size_t payload_of(const struct fuse_buf *buf)
+{
+	const struct fuse_in_header *in = buf->mem;
+	const struct fuse_read_in *arg = (const void *)(in + 1);
+
+	return in->opcode == FUSE_READ && buf->size >= sizeof(*in) + sizeof(*arg) ? arg->size
+										  : buf->size;
+}
+
+/* Returns how much data the request moves; 0: there is nothing more to read now. */
+static size_t read_request(struct fuse_worker *w)
 {
 	struct fuse_server *server = w->server;
 	struct fuse_slot *slot = get_slot(w);
 	struct fuse_buf buf;
+	size_t payload;
 	ssize_t n;
 
 	if (unlikely(!slot))
-		return false;
+		return 0;
 	buf = (struct fuse_buf){ .mem = (char *)slot + FUSE_REQUEST_OFFSET };
 	n = read(server->fd, buf.mem, FUSE_WRITE_HEADER + FUSE_MAX_WRITE);
 	if (n <= 0) {
 		put_slot(w, slot);
 		if (n < 0 && (errno == EINTR || errno == ENOENT))
-			return true; /* ENOENT: the request was withdrawn while we took it */
+			return 1; /* ENOENT: the request was withdrawn while we took it */
 		if (n < 0 && errno == EAGAIN)
-			return false;
+			return 0;
 		if (n < 0 && errno != ENODEV && errno != ECONNABORTED)
 			log_err("cannot read requests of the mount: %s, it ends", strerror(errno));
 		fuse_server_ended(server);
-		return false;
+		return 0;
 	}
 
 	buf.size = (size_t)n;
+	payload = payload_of(&buf);
 	if (buf.size > FUSE_WRITE_HEADER)
 		slot->touched = MAX(slot->touched, buf.size);
 	w->filling = slot;
@@ -214,7 +243,7 @@ static bool read_request(struct fuse_worker *w)
 		put_slot(w, slot);
 		w->filling = NULL;
 	}
-	return true;
+	return payload;
 }
 
 static void unwatch(struct fuse_worker *w)
@@ -229,20 +258,56 @@ static bool has_slot(const struct fuse_worker *w)
 	return !SLIST_EMPTY(&w->free) || w->nr_made < FUSE_SLOTS_PER_WORKER;
 }
 
+/* Set by others, cleared by the helper itself when it decides to rest again. */
+static void call_helpers(struct fuse_server *server)
+{
+	for (unsigned i = 1; i < server->nr_workers; i++) {
+		struct fuse_worker *w = &server->workers[i];
+
+		if (!atomic_load_explicit(&w->resting, memory_order_relaxed) ||
+		    !atomic_exchange(&w->resting, false))
+			continue;
+		lock_fuse(&w->lock);
+		if (w->queue)
+			io_queue_wake(w->queue);
+		unlock_fuse(&w->lock);
+	}
+}
+
+/* After a batch: would it be better to leave them to the others? */
+static void consider_rest(struct fuse_worker *w, bool was_small)
+{
+	w->small_batches = was_small ? w->small_batches + 1 : 0;
+	if (w->index == 0 || w->small_batches < SMALL_BATCHES_MAX)
+		return;
+	w->small_batches = 0;
+	atomic_store(&w->resting, true);
+}
+
 static void connection_ready(struct io_watch *watch, short revents)
 {
 	struct fuse_worker *w = container_of(watch, struct fuse_worker, watch);
+	size_t bytes = 0, n;
+	bool much = false;
+	unsigned nr;
 
 	(void)revents;
-	for (unsigned i = 0; i < BATCH; i++)
-		if (!read_request(w))
-			break;
+	for (nr = 0; nr < BATCH && (n = read_request(w)); nr++) {
+		bytes += n;
+		if (!much && (bytes >= HELP_BYTES || nr == BATCH - 1)) {
+			much = true;
+			call_helpers(w->server);
+		}
+	}
+	consider_rest(w, !much && nr < SMALL_BATCH);
 }
 
-/* Watch the connection exactly while there is a slot to read into (R2). */
+/* Watch the connection while there is a slot to read into (R2) and it is worth while. */
 static void update_watch(struct fuse_worker *w)
 {
-	if (has_slot(w) || collect_returned(w, true)) {
+	if (atomic_load(&w->resting)) {
+		unwatch(w);
+	} else if (has_slot(w) || collect_returned(w, true)) {
 		if (!w->watching)
 			io_queue_watch(w->queue, &w->watch);
 		w->watching = true;
