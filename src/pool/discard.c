@@ -60,7 +60,6 @@ static int unmap_some(struct pool *pool, struct volume *v, vblock_t begin, vbloc
 	r = thin_remove_range(v->td, begin, end, max_blocks, ret_next);
 	if (r)
 		return pool_metadata_failed(pool, "unmap a range", r);
-	pool_note_sharing_reduced(pool);
 	return 0;
 }
 
@@ -77,11 +76,6 @@ int pool_unmap_slice(struct pool *pool, struct volume *v, vblock_t begin, vblock
 		     uint64_t max_blocks, vblock_t *ret_next)
 {
 	return unmap_some(pool, v, begin, end, max_blocks, ret_next);
-}
-
-void pool_note_sharing_reduced(struct pool *pool)
-{
-	pool->worker->sharing_reduced = true;
 }
 
 /* ------------------------------------------------------------------ passing down */

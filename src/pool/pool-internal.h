@@ -127,12 +127,6 @@ int pool_unmap_slice(struct pool *pool, struct volume *v, vblock_t begin, vblock
 		     uint64_t max_blocks, vblock_t *ret_next) TP_EXCLUDES_ALL TP_MUST_CHECK;
 
 /*
- * Worker only.  A data block may have lost a user in the open transaction (a device was
- * deleted): until the commit nobody writes in place to a block that was shared.
- */
-void pool_note_sharing_reduced(struct pool *pool);
-
-/*
  * Worker only.  volumes_before_commit(), commit, volumes_after_commit(); counts as the
  * periodic commit and answers all flushes that wait.  On failure it has called
  * pool_metadata_failed() already.

@@ -237,7 +237,6 @@ int pool_metadata_failed(struct pool *pool, const char *what, int r)
 
 	w->epoch++;
 	w->stash_full = false;
-	w->sharing_reduced = false;
 	passdown_drop(pool);
 	r2 = thin_metadata_abort(pool->tmd);
 	if (r2) {

@@ -12,8 +12,9 @@
  *       leaks nothing (L2: the reservation keeps it from everybody else).
  *   V2  A mapping is inserted after the data that it points at was written (L3: the commit
  *       flushes the data device before it makes the mapping durable).
- *   V3  A block that was shared is written in place only if it has one user in the open
- *       transaction and in the committed state: nothing has lost a user since the commit.
+ *   V3  A block that may be shared is never written in place.  Its count does not tell: a
+ *       snapshot shares nodes of the tree above it, and the block counts once for all of
+ *       them.  So the first write after a snapshot is gone copies once more, as in dm-thin.
  *   V4  A reservation does not survive an abort: jobs remember the epoch they began in.
  */
 #include "pool/request.h"
@@ -45,7 +46,7 @@ static struct job *job_new(struct pool *pool, struct segment *seg, vblock_t vblo
 	job->data = NULL;
 	if (io->op == POOL_READ || io->op == POOL_WRITE)
 		job->data = (uint8_t *)io->buffer + (seg->offset - io->offset);
-	job->reads = job->insert = job->replaces = job->old_is_block = job->fill = false;
+	job->reads = job->insert = job->old_is_block = job->fill = false;
 	job->epoch = pool->worker->epoch;
 	seg->nr_jobs++;
 	seg->offset = end;
@@ -151,10 +152,10 @@ static int write_in_place(struct pool *pool, struct segment *seg, vblock_t vbloc
 static int write_new(struct pool *pool, struct segment *seg, vblock_t vblock, uint64_t end,
 		     const dblock_t *old, bool replaces)
 {
-	uint64_t begin = vblock * pool->block_size, nr, zeroed;
+	uint64_t begin = vblock * pool->block_size, nr = 0, zeroed;
 	bool allocate = request_io(seg->request)->op == POOL_ALLOCATE;
 	struct job *job;
-	dblock_t first;
+	dblock_t first = 0;
 	int r = pool_check_space(pool);
 
 	if (r)
@@ -167,7 +168,6 @@ static int write_new(struct pool *pool, struct segment *seg, vblock_t vblock, ui
 	end = MIN(end, begin + nr * pool->block_size);
 	job = job_new(pool, seg, vblock, nr, first, end);
 	job->insert = true;
-	job->replaces = replaces;
 	zeroed = nr * pool->block_size - (job->end - job->begin);
 	if (old) {
 		job->old_is_block = job->fill = true;
@@ -181,17 +181,6 @@ static int write_new(struct pool *pool, struct segment *seg, vblock_t vblock, ui
 	stats_add(pool->stats, pool->worker, replaces ? STAT_BROKEN_SHARING : STAT_PROVISIONED, nr);
 	job_start(job);
 	return 0;
-}
-
-/* V3 */
-static bool has_one_user(struct pool *pool, dblock_t dblock)
-{
-	bool shared;
-
-	if (pool->worker->sharing_reduced)
-		return false;
-	/* An error is found again, and dealt with, by the allocation that follows. */
-	return !thin_metadata_data_block_is_shared(pool->tmd, dblock, &shared) && !shared;
 }
 
 static int break_sharing(struct pool *pool, struct segment *seg, vblock_t vblock, dblock_t old,
@@ -244,15 +233,9 @@ static int segment_step(struct pool *pool, struct segment *seg, vblock_t vblock,
 		end = MIN(end, begin + pool->block_size);
 	if (!run->mapped)
 		return write_new(pool, seg, vblock, end, NULL, false);
-	if (!run->shared)
-		return write_in_place(pool, seg, vblock, run->dblock, end);
-	if (!has_one_user(pool, run->dblock))
+	if (run->shared)
 		return break_sharing(pool, seg, vblock, run->dblock, end);
-	end = MIN(end, begin + pool->block_size);
-	if (op != POOL_ALLOCATE)
-		return write_in_place(pool, seg, vblock, run->dblock, end);
-	seg->offset = end;
-	return 0;
+	return write_in_place(pool, seg, vblock, run->dblock, end);
 }
 
 void exclusive_segment_run(struct pool *pool, struct segment *seg)
@@ -314,8 +297,6 @@ static int map_blocks(struct pool *pool, struct job *job)
 			return pool_metadata_failed(pool, "insert a mapping", r);
 	}
 	w->inserts_since_check += job->nr_blocks;
-	if (job->replaces)
-		pool_note_sharing_reduced(pool);
 	return 0;
 }
 

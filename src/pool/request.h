@@ -105,7 +105,6 @@ struct job {
 	uint8_t *data;       /* for byte @begin; NULL: zeros */
 	bool reads;          /* an unaligned read; else a write */
 	bool insert;         /* the blocks are reserved, and mapped when the data is there */
-	bool replaces;       /* ... instead of a shared one */
 	bool old_is_block;   /* bytes outside [begin, end) are those of block @old, else zeros */
 	bool fill;           /* new blocks: they must be made so */
 	dblock_t old;
@@ -172,8 +171,6 @@ struct worker {
 	uint64_t pass_began_usec;
 
 	uint64_t epoch;       /* aborts so far */
-	bool sharing_reduced; /* see pool_note_sharing_reduced() */
-	bool space_checked;   /* committed since the last block was freed or found */
 	uint64_t last_commit_usec;
 	bool stash_full; /* a reserved block that did not follow the one before it */
 	dblock_t stash;

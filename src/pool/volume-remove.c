@@ -54,7 +54,6 @@ int volume_delete_device(struct pool *pool, struct volume *v)
 		r = catalog_erase(pool->catalog, v->id);
 	if (r)
 		return pool_metadata_failed(pool, "delete a volume", r);
-	pool_note_sharing_reduced(pool);
 	volume_touch(v);
 	return 0;
 }

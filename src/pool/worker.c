@@ -342,7 +342,6 @@ int pool_commit_now(struct pool *pool)
 	}
 	if (!r) {
 		stats_add(pool->stats, w, STAT_COMMITS, 1);
-		w->sharing_reduced = false;
 		volumes_after_commit(pool);
 		passdown_collect(pool);
 		pool_refresh_info(pool, true);
