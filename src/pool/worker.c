@@ -342,8 +342,8 @@ int pool_commit_now(struct pool *pool)
 	}
 	if (!r) {
 		stats_add(pool->stats, w, STAT_COMMITS, 1);
-		volumes_after_commit(pool);
 		passdown_collect(pool);
+		volumes_after_commit(pool);
 		pool_refresh_info(pool, true);
 	}
 	w->last_commit_usec = time_monotonic_usec();
@@ -409,6 +409,7 @@ static void worker_pass(struct pool *pool)
 	run_flushes(pool);
 	if (time_monotonic_usec() - w->last_commit_usec >= pool->options.commit_interval_usec)
 		commit_changes(pool);
+	passdown_run(pool); /* of what was committed just now */
 	release_stash(pool);
 	pool_refresh_info(pool, false);
 	throttle_end(pool);

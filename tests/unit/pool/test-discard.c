@@ -43,10 +43,14 @@ static void a_punched_range_reads_as_zeros_to_the_byte(void **state)
 	static const struct {
 		uint64_t offset, length, left; /* blocks left of 8 */
 	} ranges[] = {
-		{ 0, 8 * BLOCK, 0 },	       { BLOCK, BLOCK, 7 },
-		{ 1, 8 * BLOCK - 2, 2 },       { BLOCK - 1, 2, 8 },
-		{ 100, 200, 8 },	       { BLOCK + 512, 4 * BLOCK, 5 },
-		{ 2 * BLOCK, 3 * BLOCK + 7, 5 }, { 511, 1026, 8 },
+		{ 0, 8 * BLOCK, 0 },
+		{ BLOCK, BLOCK, 7 },
+		{ 1, 8 * BLOCK - 2, 2 },
+		{ BLOCK - 1, 2, 8 },
+		{ 100, 200, 8 },
+		{ BLOCK + 512, 4 * BLOCK, 5 },
+		{ 2 * BLOCK, 3 * BLOCK + 7, 5 },
+		{ 511, 1026, 8 },
 	};
 
 	(void)state;

@@ -44,15 +44,18 @@ static int teardown(void **state)
 static void soil_data(void)
 {
 	struct io_device *mem = fault_device_inner(rig->data);
+	struct volume *pad;
 
 	rig_close_volume(v);
 	assert_int_equal(pool_rig_close(rig), 0);
-	/* Block 0 to 3 may be the catalog's. */
-	memset((uint8_t *)mem_device_data(mem) + 4 * BLOCK, 0xee,
-	       io_device_size(mem) - 4 * BLOCK);
+	/* The first blocks may be the catalog's; what is left of them goes to the pad. */
+	memset((uint8_t *)mem_device_data(mem) + 4 * BLOCK, 0xee, io_device_size(mem) - 4 * BLOCK);
 	mem_device_touch(mem, 4 * BLOCK, io_device_size(mem) - 4 * BLOCK);
 	pool_rig_open(rig);
 	v = rig_open_volume(rig, "vol");
+	pad = rig_create_volume(rig, "pad", 4 * BLOCK);
+	assert_int_equal(rig_fill(rig, pad, 0, 4 * BLOCK, 1), 0);
+	rig_close_volume(pad);
 }
 
 static uint64_t bytes_written(size_t *ret_nr)
@@ -260,10 +263,9 @@ static void a_failed_copy_leaves_the_shared_block(void **state)
 
 static void a_volume_that_is_read_only_refuses_writes(void **state)
 {
-	struct pool_command cmd = { .op = POOL_SNAPSHOT,
-				    .flags = POOL_CMD_READ_ONLY,
-				    .name = "vol",
-				    .new_name = "snap" };
+	struct pool_command cmd = {
+		.op = POOL_SNAPSHOT, .flags = POOL_CMD_READ_ONLY, .name = "vol", .new_name = "snap"
+	};
 	struct volume *snap;
 	uint8_t byte = 1;
 
