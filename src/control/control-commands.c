@@ -1,0 +1,290 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * control-commands.c - the methods of the control socket
+ *
+ * A table names each method with its parameters; what a client sends is checked
+ * against it completely (unknown, missing, wrong type) before anything is done.
+ * Queries are answered at once; changes become a pool command.
+ */
+#include "control/control-internal.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "control/status-document.h"
+#include "thinpoold/control.h"
+
+#define VARLINK "org.varlink.service"
+
+static const char interface_description[] =
+	"# Thin volumes of one pool.  Sizes are bytes.\n"
+	"interface " CONTROL_INTERFACE "\n"
+	"\n"
+	"method GetStatus() -> (status: object)\n"
+	"method List() -> (volumes: []object)\n"
+	"method Create(name: string, size: int) -> (id: int)\n"
+	"method Snapshot(origin: string, name: string, read_only: ?bool) -> (id: int)\n"
+	"method Delete(name: string) -> ()\n"
+	"method Rename(name: string, new_name: string) -> ()\n"
+	"method Resize(name: string, size: int, shrink: ?bool) -> ()\n"
+	"\n"
+	"error NotFound (message: string)\n"
+	"error Exists (message: string)\n"
+	"error Busy (message: string)\n"
+	"error NoSpace (message: string)\n"
+	"error Failed (message: string)\n";
+
+json_t *control_reply_error(const char *error, const char *message)
+{
+	return json_pack("{ss s{ss}}", "error", error, "parameters", "message", message);
+}
+
+static json_t *reply_parameters(json_t *parameters)
+{
+	return json_pack("{so}", "parameters", parameters);
+}
+
+static json_t *reply_invalid(const char *parameter, const char *what)
+{
+	char message[512];
+
+	snprintf(message, sizeof(message), "parameter \"%.64s\": %s", parameter, what);
+	return json_pack("{ss s{ss ss}}", "error", VARLINK ".InvalidParameter", "parameters",
+			 "parameter", parameter, "message", message);
+}
+
+/* ---- methods ---- */
+
+struct method {
+	const char *name;
+	/* "name:type?", types s(tring) i(nteger) b(oolean), '?': may be left out */
+	const char *parameters[4];
+	json_t *(*query)(struct control_call *call, json_t *parameters);
+	void (*fill)(struct pool_command *cmd, json_t *parameters);
+};
+
+static json_t *get_status(struct control_call *call, json_t *parameters)
+{
+	(void)parameters;
+	return reply_parameters(status_document(call->pool));
+}
+
+static json_t *list(struct control_call *call, json_t *parameters)
+{
+	(void)parameters;
+	return reply_parameters(json_pack("{so}", "volumes", list_document(call->pool)));
+}
+
+static json_t *get_info(struct control_call *call, json_t *parameters)
+{
+	(void)call;
+	(void)parameters;
+	return reply_parameters(json_pack("{ss ss ss s[ss]}", "vendor", "thinpoold", "product",
+					  "thinpoold", "version", TP_VERSION, "interfaces", VARLINK,
+					  CONTROL_INTERFACE));
+}
+
+static json_t *get_interface_description(struct control_call *call, json_t *parameters)
+{
+	const char *name = json_string_value(json_object_get(parameters, "interface"));
+
+	(void)call;
+	if (strcmp(name, CONTROL_INTERFACE))
+		return json_pack("{ss s{ss}}", "error", VARLINK ".InterfaceNotFound", "parameters",
+				 "interface", name);
+	return reply_parameters(json_pack("{ss}", "description", interface_description));
+}
+
+/* check_type() has bounded the length. */
+static void copy_name(char *to, json_t *parameters, const char *key)
+{
+	snprintf(to, VOLUME_NAME_MAX + 1, "%s",
+		 json_string_value(json_object_get(parameters, key)));
+}
+
+static uint64_t size_of(json_t *parameters)
+{
+	return (uint64_t)json_integer_value(json_object_get(parameters, "size"));
+}
+
+static void fill_create(struct pool_command *cmd, json_t *parameters)
+{
+	cmd->op = POOL_CREATE;
+	copy_name(cmd->name, parameters, "name");
+	cmd->size_bytes = size_of(parameters);
+}
+
+static void fill_snapshot(struct pool_command *cmd, json_t *parameters)
+{
+	cmd->op = POOL_SNAPSHOT;
+	copy_name(cmd->name, parameters, "origin");
+	copy_name(cmd->new_name, parameters, "name");
+	if (json_is_true(json_object_get(parameters, "read_only")))
+		cmd->flags |= POOL_CMD_READ_ONLY;
+}
+
+static void fill_delete(struct pool_command *cmd, json_t *parameters)
+{
+	cmd->op = POOL_DELETE;
+	cmd->flags = POOL_CMD_IF_CLOSED;
+	copy_name(cmd->name, parameters, "name");
+}
+
+static void fill_rename(struct pool_command *cmd, json_t *parameters)
+{
+	cmd->op = POOL_RENAME;
+	cmd->flags = POOL_CMD_NO_REPLACE;
+	copy_name(cmd->name, parameters, "name");
+	copy_name(cmd->new_name, parameters, "new_name");
+}
+
+static void fill_resize(struct pool_command *cmd, json_t *parameters)
+{
+	cmd->op = POOL_RESIZE;
+	copy_name(cmd->name, parameters, "name");
+	cmd->size_bytes = size_of(parameters);
+	if (json_is_true(json_object_get(parameters, "shrink")))
+		cmd->flags |= POOL_CMD_SHRINK;
+}
+
+static const struct method methods[] = {
+	{ CONTROL_INTERFACE ".GetStatus", { NULL }, .query = get_status },
+	{ CONTROL_INTERFACE ".List", { NULL }, .query = list },
+	{ CONTROL_INTERFACE ".Create", { "name:s", "size:i" }, .fill = fill_create },
+	{ CONTROL_INTERFACE ".Snapshot",
+	  { "origin:s", "name:s", "read_only:b?" },
+	  .fill = fill_snapshot },
+	{ CONTROL_INTERFACE ".Delete", { "name:s" }, .fill = fill_delete },
+	{ CONTROL_INTERFACE ".Rename", { "name:s", "new_name:s" }, .fill = fill_rename },
+	{ CONTROL_INTERFACE ".Resize", { "name:s", "size:i", "shrink:b?" }, .fill = fill_resize },
+	{ VARLINK ".GetInfo", { NULL }, .query = get_info },
+	{ VARLINK ".GetInterfaceDescription",
+	  { "interface:s" },
+	  .query = get_interface_description },
+};
+
+/* ---- what a client sent, against the table ---- */
+
+static bool key_matches(const char *spec, const char *key)
+{
+	size_t n = strcspn(spec, ":");
+
+	return strlen(key) == n && !memcmp(spec, key, n);
+}
+
+static const char *check_type(char type, json_t *value)
+{
+	switch (type) {
+	case 's':
+		if (!json_is_string(value))
+			return "must be a string";
+		/* An embedded NUL would make it another name. */
+		if (strlen(json_string_value(value)) != json_string_length(value))
+			return "must not contain a NUL";
+		if (json_string_length(value) > VOLUME_NAME_MAX)
+			return "is longer than 255 bytes";
+		return NULL;
+	case 'i':
+		return json_is_integer(value) && json_integer_value(value) >= 0
+			       ? NULL
+			       : "must be a whole number, not negative";
+	default:
+		return json_is_boolean(value) ? NULL : "must be true or false";
+	}
+}
+
+/* NULL: all is well. */
+static json_t *check_parameters(const struct method *m, json_t *parameters)
+{
+	const char *key;
+	json_t *value;
+
+	for (size_t i = 0; i < ARRAY_SIZE(m->parameters) && m->parameters[i]; i++) {
+		const char *spec = m->parameters[i], *type = strchr(spec, ':') + 1, *what;
+		char name[32];
+
+		snprintf(name, sizeof(name), "%.*s", (int)(type - 1 - spec), spec);
+		value = json_object_get(parameters, name);
+		if (!value && type[1] == '?')
+			continue;
+		what = value ? check_type(*type, value) : "is missing";
+		if (what)
+			return reply_invalid(name, what);
+	}
+	json_object_foreach(parameters, key, value)
+	{
+		bool known = false;
+
+		for (size_t i = 0; i < ARRAY_SIZE(m->parameters) && m->parameters[i]; i++)
+			known |= key_matches(m->parameters[i], key);
+		if (!known)
+			return reply_invalid(key, "is unknown to this method");
+	}
+	return NULL;
+}
+
+static const struct method *find_method(const char *name)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(methods); i++)
+		if (!strcmp(methods[i].name, name))
+			return &methods[i];
+	return NULL;
+}
+
+bool control_call_begin(struct control_call *call, json_t *request)
+{
+	const char *name = json_string_value(json_object_get(request, "method"));
+	json_t *parameters = json_object_get(request, "parameters"), *none = NULL;
+	const struct method *m = name ? find_method(name) : NULL;
+
+	call->reply = NULL;
+	memset(&call->command, 0, sizeof(call->command));
+	if (!name) {
+		call->reply = control_reply_error(CONTROL_INTERFACE "." CONTROL_ERROR_FAILED,
+						  "a call needs a \"method\"");
+	} else if (!m) {
+		call->reply = json_pack("{ss s{ss}}", "error", VARLINK ".MethodNotFound",
+					"parameters", "method", name);
+	} else if (parameters && !json_is_object(parameters)) {
+		call->reply = reply_invalid("parameters", "must be an object");
+	} else {
+		if (!parameters)
+			parameters = none = json_object();
+		call->reply = check_parameters(m, parameters);
+		if (!call->reply && m->query)
+			call->reply = m->query(call, parameters);
+		else if (!call->reply)
+			m->fill(&call->command, parameters);
+		json_decref(none);
+	}
+	return call->reply || !m || m->query;
+}
+
+void control_call_finish(struct control_call *call, int r)
+{
+	static const struct {
+		int r;
+		const char *error;
+	} errors[] = {
+		{ -ENOENT, CONTROL_ERROR_NOT_FOUND }, { -ENODATA, CONTROL_ERROR_NOT_FOUND },
+		{ -EEXIST, CONTROL_ERROR_EXISTS },    { -EBUSY, CONTROL_ERROR_BUSY },
+		{ -ENOSPC, CONTROL_ERROR_NO_SPACE },
+	};
+	const struct pool_command *cmd = &call->command;
+	char error[64];
+
+	if (!r) {
+		bool id = cmd->op == POOL_CREATE || cmd->op == POOL_SNAPSHOT;
+
+		call->reply = reply_parameters(id ? json_pack("{sI}", "id", (json_int_t)cmd->id)
+						  : json_object());
+		return;
+	}
+	snprintf(error, sizeof(error), "%s.%s", CONTROL_INTERFACE, CONTROL_ERROR_FAILED);
+	for (size_t i = 0; i < ARRAY_SIZE(errors); i++)
+		if (errors[i].r == r)
+			snprintf(error, sizeof(error), "%s.%s", CONTROL_INTERFACE, errors[i].error);
+	call->reply =
+		control_reply_error(error, cmd->error.text[0] ? cmd->error.text : strerror(-r));
+}

@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * control-internal.h - between connections (control-server.c) and methods (control-commands.c)
+ */
+#ifndef TP_CONTROL_CONTROL_INTERNAL_H
+#define TP_CONTROL_CONTROL_INTERNAL_H
+
+#include <jansson.h>
+#include <stdbool.h>
+
+#include "pool/pool.h"
+
+/* One call being answered. */
+struct control_call {
+	struct pool *pool;
+	struct pool_command command; /* when the method is one */
+	json_t *reply;               /* set once the answer is known */
+};
+
+/*
+ * Start answering @request (a JSON object, borrowed).  Returns true with call->reply set, or
+ * false when call->command was filled in and is to be submitted: then control_call_finish()
+ * makes the reply.
+ */
+bool control_call_begin(struct control_call *call, json_t *request);
+void control_call_finish(struct control_call *call, int r);
+
+/* The reply to something that is no call at all. */
+json_t *control_reply_error(const char *error, const char *message);
+
+#endif

@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * control-server.h - the control socket of one daemon
+ *
+ * Layer:    control; uses util/, io/ (as its event loop) and pool/.
+ * Threads:  all calls from the thread that owns the queue.
+ * Bounds:   CONTROL_MESSAGE_MAX bytes a call, CONTROL_CONNECTIONS_MAX connections; when all
+ *           are taken the one idle for longest is closed for a new one.
+ */
+#ifndef TP_CONTROL_CONTROL_SERVER_H
+#define TP_CONTROL_CONTROL_SERVER_H
+
+#include "io/io-queue.h"
+#include "pool/pool.h"
+#include "util/compiler.h"
+#include "util/error.h"
+
+struct control_server;
+
+/*
+ * Listen at @path (made with mode 0600; a stale socket there is replaced) and answer calls
+ * about @pool out of io_queue_run(@q).
+ */
+int control_server_create(struct io_queue *q, struct pool *pool, const char *path,
+			  struct control_server **ret_server, struct tp_error *error) TP_MUST_CHECK;
+
+/*
+ * Close and remove the socket; waits for commands under way.  NULL is allowed.  Returns NULL.
+ */
+struct control_server *control_server_destroy(struct control_server *s);
+
+#endif

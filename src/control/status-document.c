@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * status-document.c - what a pool is doing, as JSON and as text
+ *
+ * The JSON object is the interface that scripts read: keys are added, never
+ * renamed.  The text is one line a topic, for people.
+ */
+#include "control/status-document.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "util/parse-size.h"
+
+static json_int_t number(uint64_t n)
+{
+	return (json_int_t)n;
+}
+
+static json_t *statistics_object(const struct pool_stats *s)
+{
+	return json_pack(
+		"{sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI}", "reads",
+		number(s->reads), "writes", number(s->writes), "flushes", number(s->flushes),
+		"discards", number(s->discards), "read_bytes", number(s->read_bytes), "write_bytes",
+		number(s->write_bytes), "discard_bytes", number(s->discard_bytes),
+		"provisioned_blocks", number(s->provisioned_blocks), "broken_sharing_blocks",
+		number(s->broken_sharing_blocks), "zeroed_blocks", number(s->zeroed_blocks),
+		"passed_down_bytes", number(s->passed_down_bytes), "deferred", number(s->deferred),
+		"metadata_misses", number(s->metadata_misses), "unaligned", number(s->unaligned),
+		"commits", number(s->commits), "aborts", number(s->aborts), "commands",
+		number(s->commands), "throttled", number(s->throttled));
+}
+
+json_t *status_document(struct pool *pool)
+{
+	struct pool_status s;
+
+	pool_get_status(pool, &s);
+	return json_pack("{ss ss sb ss sI sI sI sI sI sI sI sI sI sb sb sI s{sI sI sI sI} so}",
+			 "mode", pool_mode_name(s.mode), "reason", s.reason, "needs_check",
+			 s.needs_check, "version", TP_VERSION, "pid", number((uint64_t)getpid()),
+			 "transaction_id", number(s.transaction_id), "block_size",
+			 number(s.block_size), "data_used", number(s.data_used), "data_total",
+			 number(s.data_total), "data_allocated", number(s.data_allocated),
+			 "metadata_used", number(s.metadata_used), "metadata_total",
+			 number(s.metadata_total), "metadata_reserve", number(s.metadata_reserve),
+			 "read_only", s.read_only, "catalog", s.has_catalog, "virtual_total",
+			 number(s.virtual_total), "cache", "used", number(s.cache_bytes), "limit",
+			 number(s.cache_limit_bytes), "hits", number(s.cache_hits), "misses",
+			 number(s.cache_misses), "statistics", statistics_object(&s.stats));
+}
+
+/* The origin's name, or null: none, or it is gone. */
+static json_t *origin_name(struct pool *pool, const struct volume_info *v)
+{
+	struct volume_info origin;
+	struct volume *ov;
+
+	if (!v->has_origin || pool_volume_get(pool, v->origin, &ov))
+		return json_null();
+	volume_get_info(ov, &origin);
+	volume_put(ov);
+	return origin.unlinked ? json_null() : json_string(origin.name);
+}
+
+static int compare_names(const void *a, const void *b)
+{
+	return strcmp(json_string_value(json_object_get(*(json_t *const *)a, "name")),
+		      json_string_value(json_object_get(*(json_t *const *)b, "name")));
+}
+
+/* Volumes come in order of id; people look for names. */
+static json_t *sorted(json_t *array)
+{
+	size_t n = json_array_size(array);
+	json_t **items = calloc(n ? n : 1, sizeof(*items)), *result = json_array();
+
+	if (items && result) {
+		for (size_t i = 0; i < n; i++)
+			items[i] = json_array_get(array, i);
+		qsort(items, n, sizeof(*items), compare_names);
+		for (size_t i = 0; i < n; i++)
+			json_array_append(result, items[i]);
+	}
+	free(items);
+	json_decref(array);
+	return result;
+}
+
+json_t *list_document(struct pool *pool)
+{
+	json_t *array = json_array();
+	struct volume_info v;
+
+	for (uint64_t next = 0; next <= THIN_ID_MAX; next = (uint64_t)v.id + 1) {
+		if (pool_volume_next(pool, (thin_id_t)next, &v))
+			break;
+		json_array_append_new(array,
+				      json_pack("{ss sI sI sI so sb sI sb}", "name", v.name, "id",
+						number(v.id), "size", number(v.size_bytes), "used",
+						number(v.mapped_bytes), "origin",
+						origin_name(pool, &v), "read_only", v.read_only,
+						"created", number(v.created_usec / 1000000), "open",
+						v.open_count > 0));
+	}
+	return sorted(array);
+}
+
+char *status_render_json(struct pool *pool)
+{
+	json_t *document = status_document(pool);
+	char *flat = document ? json_dumps(document, JSON_INDENT(2)) : NULL, *text = NULL;
+
+	if (flat && asprintf(&text, "%s\n", flat) < 0)
+		text = NULL;
+	free(flat);
+	json_decref(document);
+	return text;
+}
+
+static double percent(uint64_t part, uint64_t whole)
+{
+	return whole ? 100.0 * (double)part / (double)whole : 0;
+}
+
+char *status_render_text(struct pool *pool)
+{
+	char a[FORMAT_SIZE_MAX], b[FORMAT_SIZE_MAX], c[FORMAT_SIZE_MAX];
+	struct pool_status s;
+	size_t len;
+	char *text = NULL;
+	FILE *f = open_memstream(&text, &len);
+
+	if (!f)
+		return NULL;
+	pool_get_status(pool, &s);
+	fprintf(f, "mode         %s%s%s%s\n", pool_mode_name(s.mode), s.reason[0] ? " (" : "",
+		s.reason, s.reason[0] ? ")" : "");
+	if (s.needs_check)
+		fprintf(f, "needs check  yes: stop the daemon and run thinpoolctl check\n");
+	fprintf(f, "data         %s of %s used (%.1f %%), %s on the host, in blocks of %s\n",
+		format_size(s.data_used, a, sizeof(a)), format_size(s.data_total, b, sizeof(b)),
+		percent(s.data_used, s.data_total), format_size(s.data_allocated, c, sizeof(c)),
+		format_size(s.block_size, (char[FORMAT_SIZE_MAX]){ 0 }, FORMAT_SIZE_MAX));
+	fprintf(f, "metadata     %s of %s used (%.1f %%), %s of it reserved for commits\n",
+		format_size(s.metadata_used, a, sizeof(a)),
+		format_size(s.metadata_total, b, sizeof(b)),
+		percent(s.metadata_used, s.metadata_total),
+		format_size(s.metadata_reserve, c, sizeof(c)));
+	fprintf(f, "volumes      %u, %s together\n", s.nr_volumes,
+		format_size(s.virtual_total, a, sizeof(a)));
+	fprintf(f, "transaction  %" PRIu64 "\n", s.transaction_id);
+	fprintf(f,
+		"requests     %" PRIu64 " reads, %" PRIu64 " writes, %" PRIu64 " flushes, %" PRIu64
+		" discards\n",
+		s.stats.reads, s.stats.writes, s.stats.flushes, s.stats.discards);
+	fprintf(f, "blocks       %" PRIu64 " provisioned, %" PRIu64 " unshared\n",
+		s.stats.provisioned_blocks, s.stats.broken_sharing_blocks);
+	fprintf(f, "commits      %" PRIu64 ", %" PRIu64 " aborts\n", s.stats.commits,
+		s.stats.aborts);
+	fprintf(f, "cache        %s of %s, %" PRIu64 " hits, %" PRIu64 " misses\n",
+		format_size(s.cache_bytes, a, sizeof(a)),
+		format_size(s.cache_limit_bytes, b, sizeof(b)), s.cache_hits, s.cache_misses);
+	fclose(f);
+	return text;
+}

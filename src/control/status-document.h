@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * status-document.h - what a pool is doing, as JSON and as text
+ *
+ * Layer:    control.
+ * Threads:  any.
+ * Units:    bytes, in every key that counts space.
+ */
+#ifndef TP_CONTROL_STATUS_DOCUMENT_H
+#define TP_CONTROL_STATUS_DOCUMENT_H
+
+#include <jansson.h>
+
+#include "pool/pool.h"
+
+/* The object of status --json.  NULL: no memory.  The caller owns the reference. */
+json_t *status_document(struct pool *pool);
+
+/* The array of list --json, in order of name. */
+json_t *list_document(struct pool *pool);
+
+/* For .thinpool/status.json and .thinpool/status: strings that the caller frees.  NULL: no memory.
+ */
+char *status_render_json(struct pool *pool);
+char *status_render_text(struct pool *pool);
+
+#endif

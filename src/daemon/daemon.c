@@ -1,0 +1,268 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * daemon.c - the parts of one running daemon, put together and taken apart
+ *
+ * Order of the start: event queue, pool, control socket, mount.  The socket comes
+ * before the mount, because the mount names it.  The stop takes the reverse order,
+ * so that nothing is closed under somebody who still uses it; it accepts a daemon
+ * that was half built.
+ */
+#define LOG_MODULE "daemon"
+#include "daemon/daemon.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "control/control-server.h"
+#include "control/status-document.h"
+#include "daemon/notify.h"
+#include "fuse/fuse-session.h"
+#include "util/clock.h"
+#include "util/log.h"
+
+#ifndef PR_SET_IO_FLUSHER
+#define PR_SET_IO_FLUSHER 57
+#endif
+
+#define QUEUE_DEPTH 64 /* sockets, signals, the end of the mount */
+
+/* A mount in use is served this long after SIGTERM, then its users get errors. */
+#define STOP_GRACE_USEC (5 * USEC_PER_SEC)
+
+struct daemon {
+	struct io_queue *q;
+	struct pool *pool;
+	struct control_server *control;
+	_Atomic(struct fuse_server *) fuse; /* the pool's events may come before it is there */
+	char metadata_path[4096], data_path[4096], socket_path[128];
+	struct fuse_virtual_file files[2];
+	struct io_watch signals, mount_end;
+	bool stopping;
+	const char *why;
+};
+
+static void pool_event(void *ctx, const struct pool_event *event)
+{
+	struct daemon *d = ctx;
+	struct fuse_server *fuse = d->fuse;
+
+	if (fuse)
+		fuse_server_event(fuse, event);
+}
+
+static char *render_status_text(void *ctx)
+{
+	return status_render_text(ctx);
+}
+
+static char *render_status_json(void *ctx)
+{
+	return status_render_json(ctx);
+}
+
+/* The daemon serves the pages that reclaim wants to write back, so it must not wait for reclaim. */
+static void prepare_memory(const struct config *cfg)
+{
+	if (prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) && errno != EPERM)
+		log_debug("no PR_SET_IO_FLUSHER: %s", strerror(errno));
+	if (cfg->lock_memory && mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT))
+		log_info("memory is not locked (%s): the daemon may be swapped out",
+			 strerror(errno));
+}
+
+static int open_pool(struct daemon *d, const struct daemon_options *o, struct tp_error *error)
+{
+	const struct config *cfg = &o->config;
+	struct pool_options options = {
+		.metadata_path = d->metadata_path,
+		.data_path = d->data_path,
+		.read_only = o->read_only,
+		.cache_bytes = cfg->cache_size,
+		.commit_interval_usec = cfg->commit_interval_usec,
+		.discard = cfg->discard,
+		.zero_new_blocks = cfg->zero_new_blocks,
+		.queue_if_no_space = cfg->queue_if_no_space,
+		.no_space_timeout_usec = cfg->no_space_timeout_usec,
+		.event = pool_event,
+		.event_ctx = d,
+	};
+
+	if (snprintf(d->metadata_path, sizeof(d->metadata_path), "%s/metadata", o->pooldir) >=
+		    (int)sizeof(d->metadata_path) ||
+	    snprintf(d->data_path, sizeof(d->data_path), "%s/data", o->pooldir) >=
+		    (int)sizeof(d->data_path))
+		return tp_error(error, -ENAMETOOLONG, "%s: the path is too long", o->pooldir);
+	return pool_open(&options, &d->pool, error);
+}
+
+/* Where a socket may live: root's runtime directory, or the user's. */
+static int make_socket_path(struct daemon *d, struct tp_error *error)
+{
+	const char *user_dir = getenv("XDG_RUNTIME_DIR");
+	char dir[96];
+	struct stat st;
+
+	if (geteuid() == 0)
+		snprintf(dir, sizeof(dir), "/run/thinpoold");
+	else if (user_dir && *user_dir && strlen(user_dir) < 64)
+		snprintf(dir, sizeof(dir), "%s/thinpoold", user_dir);
+	else
+		snprintf(dir, sizeof(dir), "/tmp/thinpoold-%u", geteuid());
+	if (mkdir(dir, 0700) && errno != EEXIST)
+		return tp_error(error, -errno, "%s: cannot be made: %s", dir, strerror(errno));
+	/* In /tmp somebody else may have been first. */
+	if (lstat(dir, &st) || !S_ISDIR(st.st_mode) || st.st_uid != geteuid() ||
+	    st.st_mode & (S_IWGRP | S_IWOTH))
+		return tp_error(error, -EPERM, "%s: is not a directory of ours alone, remove it",
+				dir);
+	snprintf(d->socket_path, sizeof(d->socket_path), "%s/%d.sock", dir, (int)getpid());
+	return 0;
+}
+
+static int start_fuse(struct daemon *d, const struct daemon_options *o, struct tp_error *error)
+{
+	struct fuse_server_options options = {
+		.pool = d->pool,
+		.mountpoint = o->mountpoint,
+		.nr_workers = o->config.workers,
+		.cache = o->config.cache == CONFIG_CACHE_NONE ? FUSE_CACHE_NONE : FUSE_CACHE_PAGES,
+		.read_only = o->read_only,
+		.allow_other = o->config.allow_other,
+		.socket_path = d->socket_path,
+		.files = d->files,
+		.nr_files = ARRAY_SIZE(d->files),
+	};
+	struct fuse_server *fuse;
+	int r;
+
+	d->files[0] = (struct fuse_virtual_file){ "status", render_status_text, d->pool };
+	d->files[1] = (struct fuse_virtual_file){ "status.json", render_status_json, d->pool };
+	r = fuse_server_start(&options, &fuse, error);
+	if (!r)
+		d->fuse = fuse;
+	return r;
+}
+
+static void signals_ready(struct io_watch *w, short revents)
+{
+	struct daemon *d = container_of(w, struct daemon, signals);
+	struct signalfd_siginfo info;
+
+	(void)revents;
+	while (read(w->fd, &info, sizeof(info)) == sizeof(info)) {
+		d->stopping = true;
+		d->why = strsignal((int)info.ssi_signo);
+	}
+}
+
+static void mount_end_ready(struct io_watch *w, short revents)
+{
+	struct daemon *d = container_of(w, struct daemon, mount_end);
+
+	(void)revents;
+	d->stopping = true;
+	d->why = "unmounted";
+}
+
+static int watch_for_the_end(struct daemon *d, struct tp_error *error)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	d->signals.fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (d->signals.fd < 0)
+		return tp_error(error, -errno, "no signal descriptor: %s", strerror(errno));
+	d->signals.events = d->mount_end.events = POLLIN;
+	d->signals.ready = signals_ready;
+	d->mount_end.ready = mount_end_ready;
+	d->mount_end.fd = fuse_server_end_fd(d->fuse);
+	io_queue_watch(d->q, &d->signals);
+	io_queue_watch(d->q, &d->mount_end);
+	return 0;
+}
+
+static int start_parts(struct daemon *d, const struct daemon_options *o, struct tp_error *error)
+{
+	int r;
+
+	prepare_memory(&o->config);
+	r = io_queue_create(QUEUE_DEPTH, &d->q);
+	if (r)
+		return tp_error(error, r, "no event queue: %s", strerror(-r));
+	r = open_pool(d, o, error);
+	if (!r)
+		r = make_socket_path(d, error);
+	if (!r)
+		r = control_server_create(d->q, d->pool, d->socket_path, &d->control, error);
+	if (!r)
+		r = start_fuse(d, o, error);
+	if (!r)
+		r = watch_for_the_end(d, error);
+	return r;
+}
+
+int daemon_start(const struct daemon_options *options, struct daemon **ret_d,
+		 struct tp_error *error)
+{
+	struct daemon *d = calloc(1, sizeof(*d));
+	int r;
+
+	if (!d)
+		return tp_error(error, -ENOMEM, "out of memory");
+	d->signals.fd = -1;
+	r = start_parts(d, options, error);
+	if (r) {
+		(void)daemon_stop(d); /* the reason to tell is why it did not start */
+		return r;
+	}
+	log_info("serving %s at %s, pid %d", options->pooldir, options->mountpoint, (int)getpid());
+	notify_send("READY=1\nSTATUS=serving %s at %s", options->pooldir, options->mountpoint);
+	*ret_d = d;
+	return 0;
+}
+
+void daemon_run(struct daemon *d)
+{
+	while (!d->stopping)
+		io_queue_run(d->q, UINT64_MAX);
+	log_info("stopping: %s", d->why);
+	notify_send("STOPPING=1\nSTATUS=stopping: %s", d->why);
+}
+
+int daemon_stop(struct daemon *d)
+{
+	struct fuse_server *fuse;
+	int r;
+
+	if (!d)
+		return 0;
+	if (d->signals.fd >= 0) {
+		io_queue_unwatch(d->q, &d->signals);
+		io_queue_unwatch(d->q, &d->mount_end);
+		close(d->signals.fd);
+	}
+	/* The server itself goes last: events of the pool's end may still name it. */
+	fuse = d->fuse;
+	fuse_server_stop(fuse, STOP_GRACE_USEC);
+	d->fuse = NULL;
+	control_server_destroy(d->control);
+	r = pool_close(d->pool);
+	if (r)
+		log_err("the last commit failed: %s", strerror(-r));
+	if (d->q)
+		io_queue_destroy(d->q);
+	free(d);
+	return r;
+}

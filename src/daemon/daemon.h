@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * daemon.h - the parts of one running daemon, put together and taken apart
+ *
+ * Layer:    daemon.
+ * Threads:  the main thread, which becomes the control thread.
+ */
+#ifndef TP_DAEMON_DAEMON_H
+#define TP_DAEMON_DAEMON_H
+
+#include <stdbool.h>
+
+#include "daemon/config.h"
+#include "util/error.h"
+
+struct daemon;
+
+struct daemon_options {
+	struct config config;
+	const char *pooldir, *mountpoint; /* absolute; borrowed */
+	bool read_only;
+};
+
+/* Open the pool, mount, listen: the mount answers when this returns. */
+int daemon_start(const struct daemon_options *options, struct daemon **ret_d,
+		 struct tp_error *error) TP_MUST_CHECK;
+
+/* Serve until SIGTERM, SIGINT or an unmount.  The caller has blocked these signals. */
+void daemon_run(struct daemon *d);
+
+/*
+ * Unmount, commit, close, in the reverse order of the start.  NULL is allowed.
+ * Returns the error of the last commit.
+ */
+int daemon_stop(struct daemon *d);
+
+#endif
