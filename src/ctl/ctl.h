@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * ctl.h - between the parts of thinpoolctl
+ *
+ * Layer:    ctl.
+ * Threads:  one.
+ * Units:    bytes.
+ * A verb returns an exit code (enum ctl_exit) and has told the reason on stderr.
+ */
+#ifndef TP_CTL_CTL_H
+#define TP_CTL_CTL_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "thinpoold/control.h"
+#include "util/compiler.h"
+
+#define CTL_ARGS_MAX 2
+
+/* A parsed command line; which fields a verb reads its table entry says. */
+struct ctl_args {
+	const char *args[CTL_ARGS_MAX];
+	unsigned nr_args;
+	bool json, force, read_only, shrink;
+	bool has_size;
+	uint64_t size, block_size, metadata_size; /* bytes; 0: not given */
+	const char *data, *metadata;              /* paths */
+};
+
+int ctl_format(const struct ctl_args *a);
+int ctl_check(const struct ctl_args *a);
+
+int ctl_create(const struct ctl_args *a);
+int ctl_snapshot(const struct ctl_args *a);
+int ctl_delete(const struct ctl_args *a);
+int ctl_rename(const struct ctl_args *a);
+int ctl_resize(const struct ctl_args *a);
+int ctl_list(const struct ctl_args *a);
+int ctl_status(const struct ctl_args *a);
+
+/* "thinpoolctl: ..." on stderr; returns @code. */
+int ctl_fail(enum ctl_exit code, const char *fmt, ...) TP_PRINTF(2, 3);
+/* The exit code that stands for a negative errno. */
+enum ctl_exit ctl_exit_of(int r);
+
+void ctl_print_json(json_t *document);
+int ctl_print_list(json_t *volumes);
+int ctl_print_status(json_t *status);
+
+#endif

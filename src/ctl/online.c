@@ -1,0 +1,315 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * online.c - verbs about a mounted pool, carried to its daemon
+ *
+ * Verbs take paths, so that the shell completes them.  The directory of a path is
+ * the mount; an extended attribute of it names the daemon's socket.
+ */
+#include <errno.h>
+#include <libgen.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include "ctl/ctl.h"
+#include "util/cleanup.h"
+#include "util/parse-size.h"
+
+#define REPLY_MAX (64u << 20) /* a list of all 2^24 volumes is no use to anybody */
+
+static void free_text(char **text)
+{
+	free(*text);
+}
+
+/* ---- paths ---- */
+
+struct target {
+	char *directory, *name; /* of MNT/name; allocated */
+};
+
+static void free_target(struct target *t)
+{
+	free(t->directory);
+	free(t->name);
+}
+
+static int split_path(const char *path, struct target *t)
+{
+	TP_CLEANUP(free_text) char *a = strdup(path);
+	TP_CLEANUP(free_text) char *b = strdup(path);
+
+	if (a && b) {
+		t->directory = strdup(dirname(a));
+		t->name = strdup(basename(b));
+	}
+	if (!t->directory || !t->name)
+		return ctl_fail(CTL_FAILED, "out of memory");
+	return CTL_OK;
+}
+
+/* Both paths must name volumes of one mount. */
+static int same_mount(const struct target *a, const struct target *b)
+{
+	struct stat sa, sb;
+
+	if (!stat(a->directory, &sa) && !stat(b->directory, &sb) && sa.st_dev == sb.st_dev &&
+	    sa.st_ino == sb.st_ino)
+		return CTL_OK;
+	return ctl_fail(CTL_USAGE, "%s and %s are not in the same pool", a->directory,
+			b->directory);
+}
+
+/* ---- one call ---- */
+
+static int connect_to(const char *directory, int *ret_fd)
+{
+	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+	ssize_t n = getxattr(directory, CONTROL_XATTR, addr.sun_path, sizeof(addr.sun_path) - 1);
+	int fd;
+
+	if (n < 0 && (errno == ENOENT || errno == ENOTDIR))
+		return ctl_fail(CTL_NOT_FOUND, "%s: %s", directory, strerror(errno));
+	if (n < 0 && errno == EACCES)
+		return ctl_fail(CTL_FAILED, "%s: %s", directory, strerror(errno));
+	if (n < 0)
+		return ctl_fail(CTL_NO_DAEMON, "%s: no pool is mounted here, start thinpoold",
+				directory);
+	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return ctl_fail(CTL_FAILED, "no socket: %s", strerror(errno));
+	if (connect(fd, (struct sockaddr *)&addr, sizeof(addr))) {
+		int err = errno;
+
+		close(fd);
+		return ctl_fail(err == EACCES ? CTL_FAILED : CTL_NO_DAEMON,
+				"%s: the daemon does not answer at %s: %s", directory,
+				addr.sun_path, strerror(err));
+	}
+	*ret_fd = fd;
+	return CTL_OK;
+}
+
+static int send_all(int fd, const char *data, size_t len)
+{
+	while (len) {
+		ssize_t n = send(fd, data, len, MSG_NOSIGNAL);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return -errno;
+		data += n;
+		len -= (size_t)n;
+	}
+	return 0;
+}
+
+/* A reply up to its NUL, as a string that the caller frees; NULL: the connection broke. */
+static char *receive(int fd)
+{
+	size_t len = 0, room = 4096;
+	char *text = malloc(room);
+
+	while (text) {
+		ssize_t n = recv(fd, text + len, room - len, 0);
+		char *bigger;
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			break;
+		if (memchr(text + len, '\0', (size_t)n))
+			return text;
+		len += (size_t)n;
+		if (len < room)
+			continue;
+		room *= 2;
+		bigger = room <= REPLY_MAX ? realloc(text, room) : NULL;
+		if (!bigger)
+			break;
+		text = bigger;
+	}
+	free(text);
+	return NULL;
+}
+
+static int exchange(int fd, json_t *call, json_t **ret_reply)
+{
+	TP_CLEANUP(free_text) char *flat = json_dumps(call, JSON_COMPACT);
+	TP_CLEANUP(free_text) char *text = NULL;
+	int r = flat ? send_all(fd, flat, strlen(flat) + 1) : -ENOMEM;
+
+	if (r)
+		return ctl_fail(CTL_NO_DAEMON, "the daemon cannot be asked: %s", strerror(-r));
+	text = receive(fd);
+	*ret_reply = text ? json_loads(text, 0, NULL) : NULL;
+	if (!*ret_reply)
+		return ctl_fail(CTL_NO_DAEMON, "the daemon ended before it answered");
+	return CTL_OK;
+}
+
+static enum ctl_exit exit_of_error(const char *error)
+{
+	static const struct {
+		const char *error;
+		enum ctl_exit code;
+	} codes[] = {
+		{ CONTROL_ERROR_NOT_FOUND, CTL_NOT_FOUND },
+		{ CONTROL_ERROR_EXISTS, CTL_EXISTS },
+		{ CONTROL_ERROR_BUSY, CTL_BUSY },
+		{ CONTROL_ERROR_NO_SPACE, CTL_NO_SPACE },
+	};
+	const char *dot = strrchr(error, '.');
+
+	for (size_t i = 0; dot && i < ARRAY_SIZE(codes); i++)
+		if (!strcmp(dot + 1, codes[i].error))
+			return codes[i].code;
+	return CTL_FAILED;
+}
+
+/*
+ * Call @method of the pool mounted at @directory.  @parameters is consumed.  On success
+ * *@ret_parameters, if asked for, is the reply's, which the caller releases.
+ */
+static int call_daemon(const char *directory, const char *method, json_t *parameters,
+		       json_t **ret_parameters)
+{
+	json_t *call, *reply = NULL;
+	const char *error;
+	int fd, code;
+
+	code = connect_to(directory, &fd);
+	if (code) {
+		json_decref(parameters);
+		return code;
+	}
+	call = json_pack("{s:s+ s:o}", "method", CONTROL_INTERFACE ".", method, "parameters",
+			 parameters);
+	code = exchange(fd, call, &reply);
+	json_decref(call);
+	close(fd);
+	if (code)
+		return code;
+
+	error = json_string_value(json_object_get(reply, "error"));
+	parameters = json_object_get(reply, "parameters");
+	if (error) {
+		const char *message = json_string_value(json_object_get(parameters, "message"));
+
+		code = ctl_fail(exit_of_error(error), "%s", message ? message : error);
+	} else if (ret_parameters) {
+		*ret_parameters = json_incref(parameters);
+	}
+	json_decref(reply);
+	return code;
+}
+
+/* ---- verbs ---- */
+
+static int call_about(const char *path, const char *method, json_t *more)
+{
+	TP_CLEANUP(free_target) struct target t = { NULL, NULL };
+	int code = split_path(path, &t);
+
+	if (code) {
+		json_decref(more);
+		return code;
+	}
+	json_object_set_new(more, "name", json_string(t.name));
+	return call_daemon(t.directory, method, more, NULL);
+}
+
+int ctl_create(const struct ctl_args *a)
+{
+	if (!a->has_size)
+		return ctl_fail(CTL_USAGE, "create needs --size");
+	return call_about(a->args[0], "Create", json_pack("{sI}", "size", (json_int_t)a->size));
+}
+
+int ctl_delete(const struct ctl_args *a)
+{
+	return call_about(a->args[0], "Delete", json_object());
+}
+
+int ctl_resize(const struct ctl_args *a)
+{
+	uint64_t size;
+	int r = parse_size(a->args[1], &size);
+
+	if (r == -ERANGE)
+		return ctl_fail(CTL_USAGE, "\"%s\" is too large, or no whole number of bytes",
+				a->args[1]);
+	if (r)
+		return ctl_fail(CTL_USAGE, "\"%s\" is no size: write 10G, 512M, 64K ...",
+				a->args[1]);
+	return call_about(a->args[0], "Resize",
+			  json_pack("{sI sb}", "size", (json_int_t)size, "shrink", a->shrink));
+}
+
+/* Two paths in one pool, as parameters @first and @second. */
+static int call_about_two(const struct ctl_args *a, const char *method, const char *first,
+			  const char *second, json_t *more)
+{
+	TP_CLEANUP(free_target) struct target from = { NULL, NULL };
+	TP_CLEANUP(free_target) struct target to = { NULL, NULL };
+	int code = split_path(a->args[0], &from);
+
+	if (!code)
+		code = split_path(a->args[1], &to);
+	if (!code)
+		code = same_mount(&from, &to);
+	if (code) {
+		json_decref(more);
+		return code;
+	}
+	json_object_set_new(more, first, json_string(from.name));
+	json_object_set_new(more, second, json_string(to.name));
+	return call_daemon(from.directory, method, more, NULL);
+}
+
+int ctl_snapshot(const struct ctl_args *a)
+{
+	return call_about_two(a, "Snapshot", "origin", "name",
+			      json_pack("{sb}", "read_only", a->read_only));
+}
+
+int ctl_rename(const struct ctl_args *a)
+{
+	return call_about_two(a, "Rename", "name", "new_name", json_object());
+}
+
+int ctl_list(const struct ctl_args *a)
+{
+	json_t *reply;
+	int code = call_daemon(a->args[0], "List", json_object(), &reply);
+
+	if (code)
+		return code;
+	if (a->json)
+		ctl_print_json(json_object_get(reply, "volumes"));
+	else
+		code = ctl_print_list(json_object_get(reply, "volumes"));
+	json_decref(reply);
+	return code;
+}
+
+int ctl_status(const struct ctl_args *a)
+{
+	json_t *reply;
+	int code = call_daemon(a->args[0], "GetStatus", json_object(), &reply);
+
+	if (code)
+		return code;
+	if (a->json)
+		ctl_print_json(reply);
+	else
+		code = ctl_print_status(reply);
+	json_decref(reply);
+	return code;
+}
