@@ -14,6 +14,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* For C++, which spells it without the underscore. */
+#ifdef __cplusplus
+#define _Static_assert static_assert
+#endif
+
 struct le16 {
 	uint8_t b[2];
 };
