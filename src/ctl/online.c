@@ -182,7 +182,7 @@ static int call_daemon(const char *directory, const char *method, json_t *parame
 {
 	json_t *call, *reply = NULL;
 	const char *error;
-	int fd, code;
+	int fd = -1, code;
 
 	code = connect_to(directory, &fd);
 	if (code) {

@@ -352,7 +352,7 @@ int config_read(const char *path, struct config *cfg, struct tp_error *error)
 {
 	TP_CLEANUP(free_text) char *text = NULL;
 	struct reading rd = { .cfg = *cfg };
-	size_t len;
+	size_t len = 0;
 	int r = read_text(path, &text, &len, error);
 
 	if (!r)
