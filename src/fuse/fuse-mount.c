@@ -90,8 +90,8 @@ static int check_empty(const char *path, struct tp_error *error)
 static int check_mountpoint(const char *path, struct tp_error *error)
 {
 	struct stat st;
-	uint64_t id;
-	bool is_root;
+	uint64_t id = 0;
+	bool is_root = false;
 
 	if (stat(path, &st)) {
 		if (errno == ENOTCONN || errno == ECONNABORTED)
@@ -274,7 +274,7 @@ int fuse_mount_create(const char *mountpoint, bool read_only, bool allow_other,
 
 void fuse_mount_identify(struct fuse_mount *m)
 {
-	bool is_root;
+	bool is_root = false;
 
 	m->identified = !path_mount(m->path, &m->mount_id, &is_root) && is_root;
 }
@@ -284,8 +284,8 @@ void fuse_mount_identify(struct fuse_mount *m)
 /* False only when it is known that something else, or nothing, is mounted there now. */
 static bool still_there(const struct fuse_mount *m)
 {
-	uint64_t id;
-	bool is_root;
+	uint64_t id = 0;
+	bool is_root = false;
 
 	if (!m->identified || path_mount(m->path, &id, &is_root))
 		return true;
