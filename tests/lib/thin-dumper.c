@@ -19,6 +19,8 @@
 
 #define MAX_DEVICES 1000u
 #define WRITES_PER_SNAPSHOT 20u
+#define FAR_BLOCK (UINT64_C(1) << 39)
+#define FIRST_SNAPSHOT 1000u
 #define EXIT_REFUSED 3
 
 static void die_if(int r, const char *what)
@@ -116,19 +118,43 @@ static void write_and_discard(struct thin_metadata *tmd, thin_id_t id)
 	thin_device_close(td);
 }
 
+/*
+ * First of all, because a metadata snapshot shares the leaf of the top tree only until the first
+ * change: a mapping that was not there comes and goes.
+ */
+static int come_and_go(struct thin_metadata *tmd, thin_id_t id)
+{
+	struct thin_device *td;
+	vblock_t next;
+	dblock_t b;
+	int r;
+
+	die_if(thin_device_open(tmd, id, &td), "open");
+	r = thin_metadata_reserve_data_block(tmd, &b);
+	if (!r) {
+		die_if(thin_insert_block(td, FAR_BLOCK, b), "insert");
+		die_if(thin_metadata_commit(tmd), "commit");
+		die_if(thin_remove_range(td, FAR_BLOCK, FAR_BLOCK + 1, 1, &next), "remove");
+	}
+	thin_device_close(td);
+	return r;
+}
+
 static void exercise(struct thin_metadata *tmd)
 {
 	struct device_list list = { 0 };
-	thin_id_t snap = 1000;
+	thin_id_t snap = FIRST_SNAPSHOT;
 	int r;
 
 	die_if(thin_metadata_for_each_device(tmd, collect_device, &list), "devices");
+	r = list.nr ? come_and_go(tmd, list.ids[0]) : 0;
+	if (r == -EPERM)
+		exit(EXIT_REFUSED);
+	if (r != -ENOSPC)
+		die_if(r, "reserve");
 	for (unsigned i = 0; i < list.nr; i++) {
 		snap = unused_id(&list, snap + 1);
-		r = thin_metadata_create_snap(tmd, snap, list.ids[i]);
-		if (r == -EPERM)
-			exit(EXIT_REFUSED);
-		die_if(r, "snapshot");
+		die_if(thin_metadata_create_snap(tmd, snap, list.ids[i]), "snapshot");
 		write_and_discard(tmd, snap);
 		if (i % 2)
 			die_if(thin_metadata_commit(tmd), "commit");

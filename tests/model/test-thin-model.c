@@ -374,14 +374,27 @@ static void do_discard(struct run *run)
 	thin_model_unmap(&run->now, i, begin, end);
 }
 
+/* The next mapped block, if there is one; now and then any. */
+static unsigned some_mapped(struct run *run, unsigned i)
+{
+	unsigned v = below(run, MODEL_VBLOCKS);
+
+	if (below(run, 8) == 0)
+		return v;
+	for (unsigned n = 0; n < MODEL_VBLOCKS && !run->now.devices[i].map[v].mapped; n++)
+		v = (v + 1) % MODEL_VBLOCKS;
+	return v;
+}
+
 static void do_swap(struct run *run)
 {
-	unsigned i = some_device(run, true);
-	unsigned a = below(run, MODEL_VBLOCKS), b = below(run, MODEL_VBLOCKS);
+	unsigned i = some_device(run, true), a, b;
 	int r;
 
 	if (i == MODEL_DEVICES)
 		return;
+	a = some_mapped(run, i);
+	b = some_mapped(run, i);
 	r = thin_swap_blocks(device(run, i), thin_model_key(a), thin_model_key(b));
 	if (!run->now.devices[i].map[a].mapped || !run->now.devices[i].map[b].mapped)
 		assert_true(r == -ENODATA || (is_failure(run, r) && run->faults));
