@@ -87,6 +87,44 @@ static void swap_moves_blocks_and_frees_none(void **state)
 	thin_device_close(td);
 }
 
+/* The held copy shares the top tree's leaf, and through it the devices' own trees. */
+static void metadata_snapshot_keeps_its_mappings(void **state)
+{
+	struct fixture *f = *state;
+	struct thin_device *td[2];
+	vblock_t next;
+
+	for (thin_id_t id = 0; id < 2; id++) {
+		assert_int_equal(thin_metadata_create_thin(f->tmd, id), 0);
+		td[id] = open_device(f, id);
+		for (unsigned i = 0; i < 10; i++)
+			write_block(f->tmd, td[id], i);
+		thin_device_close(td[id]);
+	}
+	assert_int_equal(thin_metadata_commit(f->tmd), 0);
+	hold_metadata(f);
+	assert_true(info_of(f).held_root > 0);
+	assert_true(is_clean(f));
+
+	td[0] = open_device(f, 0);
+	td[1] = open_device(f, 1);
+	write_block(f->tmd, td[0], 20);
+	assert_int_equal(thin_metadata_commit(f->tmd), 0);
+	assert_true(is_clean(f));
+	assert_int_equal(thin_remove_range(td[0], 0, 15, 100, &next), 0);
+	assert_int_equal(thin_swap_blocks(td[1], 1, 2), 0);
+	assert_int_equal(thin_metadata_commit(f->tmd), 0);
+	assert_true(is_clean(f));
+	/* Nothing that the held copy names has been freed. */
+	assert_int_equal(info_of(f).nr_data_free, NR_DATA - 21);
+	thin_device_close(td[0]);
+	thin_device_close(td[1]);
+	assert_int_equal(thin_metadata_delete_thin(f->tmd, 0), 0);
+	assert_int_equal(thin_metadata_commit(f->tmd), 0);
+	assert_int_equal(info_of(f).nr_data_free, NR_DATA - 20);
+	assert_true(is_clean(f));
+}
+
 static void ranges_are_removed_in_slices(void **state)
 {
 	struct fixture *f = *state;
@@ -380,6 +418,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		TEST(runs_are_merged),
 		TEST(swap_moves_blocks_and_frees_none),
+		TEST(metadata_snapshot_keeps_its_mappings),
 		TEST(ranges_are_removed_in_slices),
 		TEST(cold_lookups_read_without_sleeping),
 		TEST(failed_prefetch_says_so),
