@@ -127,6 +127,7 @@ struct fuse_worker {
 	char *memory;
 	unsigned small_batches; /* in a row, see consider_rest() */
 	atomic_bool resting;    /* does not watch until called */
+	atomic_bool is_starved; /* does not watch until a slot comes back */
 	atomic_ulong requests, starved;
 
 	/* Slots that other threads gave back. */

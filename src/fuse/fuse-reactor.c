@@ -20,7 +20,8 @@
  *
  * Invariants
  *   R1  nr_busy counts slots taken and not yet moved back to "free"; those on "returned" count.
- *   R2  a worker without free slots does not watch the connection, and has set wants_wake.
+ *   R2  a worker without free slots does not watch the connection, and has set wants_wake.  While
+ *       that is the first worker, no other rests.
  *   R3  a worker's thread ends only when service has ended and nr_busy is 0; whoever returned
  *       the last slot has left the worker's lock by then, so the worker may go.
  */
@@ -264,8 +265,7 @@ static void call_helpers(struct fuse_server *server)
 	for (unsigned i = 1; i < server->nr_workers; i++) {
 		struct fuse_worker *w = &server->workers[i];
 
-		if (!atomic_load_explicit(&w->resting, memory_order_relaxed) ||
-		    !atomic_exchange(&w->resting, false))
+		if (!atomic_load(&w->resting) || !atomic_exchange(&w->resting, false))
 			continue;
 		lock_fuse(&w->lock);
 		if (w->queue)
@@ -281,7 +281,10 @@ static void consider_rest(struct fuse_worker *w, bool was_small)
 	if (w->index == 0 || w->small_batches < SMALL_BATCHES_MAX)
 		return;
 	w->small_batches = 0;
+	/* Either we see that the first cannot read, or it sees that we rest, and calls. */
 	atomic_store(&w->resting, true);
+	if (atomic_load(&w->server->workers[0].is_starved))
+		atomic_store(&w->resting, false);
 }
 
 static void connection_ready(struct io_watch *watch, short revents)
@@ -308,12 +311,15 @@ static void update_watch(struct fuse_worker *w)
 	if (atomic_load(&w->resting)) {
 		unwatch(w);
 	} else if (has_slot(w) || collect_returned(w, true)) {
+		atomic_store(&w->is_starved, false);
 		if (!w->watching)
 			io_queue_watch(w->queue, &w->watch);
 		w->watching = true;
 	} else if (w->watching) {
 		unwatch(w);
 		atomic_fetch_add_explicit(&w->starved, 1, memory_order_relaxed);
+		atomic_store(&w->is_starved, true);
+		call_helpers(w->server);
 	}
 }
 
@@ -366,7 +372,7 @@ static void *worker_main(void *arg)
 
 	while (going_on(w->server)) {
 		update_watch(w);
-		if (!io_queue_run(w->queue, IDLE_TRIM_USEC))
+		if (!io_queue_run(w->queue, IDLE_TRIM_USEC) && !w->nr_busy)
 			trim_free_slots(w);
 	}
 

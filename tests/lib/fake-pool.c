@@ -29,7 +29,8 @@ struct volume {
 	uint64_t created_usec;
 	pthread_rwlock_t lock;
 	char **blocks; /* NULL: a hole */
-	uint64_t nr_blocks, nr_mapped;
+	uint64_t nr_blocks;
+	_Atomic uint64_t nr_mapped;
 };
 
 struct deferred {

@@ -649,9 +649,8 @@ def test_waiting_requests_hold_up_nobody():
         readers.join()
 
 
-def test_out_of_buffers():
-    """More requests than a worker has buffers: it waits, and wakes up when some come back."""
-    with mount('pages', 1) as m:
+def out_of_buffers(workers, more):
+    with mount('pages', workers) as m:
         # One volume a thread: the kernel lets only one small write of an inode go at a time, and
         # limits direct ones, of all inodes together, to max_background.
         fds = []
@@ -664,13 +663,28 @@ def test_out_of_buffers():
         writers = threading.Thread(
             target=in_threads, args=(1100, lambda i: same(os.pwrite(fds[i], b'w' * 100, 7), 100)))
         writers.start()
-        eventually(lambda: m.counts()['starved'] > 0, 'starved', 60)
+        more(m)
         check(writers.is_alive(), 'held')
         m('hold 0')
         writers.join()
         for fd in fds:
             same(os.pread(fd, 200, 0), bytes(7) + b'w' * 100)
             os.close(fd)
+
+
+def test_out_of_buffers():
+    """More requests than a worker has buffers: it waits, and wakes up when some come back."""
+    out_of_buffers(1, lambda m: eventually(lambda: m.counts()['starved'] > 0, 'starved', 60))
+
+
+def test_out_of_buffers_others_help():
+    """The others rested while one worker was enough; they must not when it has no buffers left."""
+    def more(m):
+        eventually(lambda: int(open(f'{FUSECTL}/{m.connection}/waiting').read()) >= 1100, 'waiting')
+        for i in range(200):
+            os.mknod(m.f(f'new{i}'), 0o100600)
+            os.unlink(m.f(f'new{i}'))
+    out_of_buffers(2, more)
 
 
 def test_umount_ends_the_server():
