@@ -60,7 +60,8 @@ static int unmap_some(struct pool *pool, struct volume *v, vblock_t begin, vbloc
 	r = thin_remove_range(v->td, begin, end, max_blocks, ret_next);
 	if (r)
 		return pool_metadata_failed(pool, "unmap a range", r);
-	return 0;
+	/* Removing copies nodes: it may not eat the reserve that the commit needs. */
+	return pool_metadata_is_low(pool) && pool_is_dirty(pool) ? pool_commit_now(pool) : 0;
 }
 
 int unmap_blocks(struct pool *pool, struct segment *seg, vblock_t begin, vblock_t end)

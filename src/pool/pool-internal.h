@@ -121,7 +121,8 @@ int pool_worker_io(struct pool *pool, struct pool_io *io) TP_EXCLUDES_ALL TP_MUS
 
 /*
  * Worker only.  Unmap about @max_blocks of [begin, end) of a volume that has no I/O in
- * flight (removal of an unlinked one, slice by slice).  On error the metadata has failed.
+ * flight (removal of an unlinked one, slice by slice).  Commits if metadata space is short.
+ * On error the metadata has failed.
  */
 int pool_unmap_slice(struct pool *pool, struct volume *v, vblock_t begin, vblock_t end,
 		     uint64_t max_blocks, vblock_t *ret_next) TP_EXCLUDES_ALL TP_MUST_CHECK;

@@ -21,8 +21,6 @@
 
 #include <errno.h>
 
-#define INSERTS_PER_CHECK 16 /* of free metadata; far fewer blocks than the reserve has */
-
 /* What a step of a segment can come to, besides 0 and an error for the client. */
 enum step { STEP_NO_JOB = -EBUSY, STEP_NO_SPACE = -EAGAIN };
 
@@ -288,7 +286,6 @@ void unaligned_read_run(struct pool *pool, struct segment *seg)
 static int map_blocks(struct pool *pool, struct job *job)
 {
 	struct thin_device *td = segment_volume(job->seg)->td;
-	struct worker *w = pool->worker;
 
 	for (uint64_t i = 0; i < job->nr_blocks; i++) {
 		int r = thin_insert_block(td, job->vblock + i, job->dblock + i);
@@ -296,7 +293,6 @@ static int map_blocks(struct pool *pool, struct job *job)
 		if (r)
 			return pool_metadata_failed(pool, "insert a mapping", r);
 	}
-	w->inserts_since_check += job->nr_blocks;
 	return 0;
 }
 
@@ -324,13 +320,13 @@ void jobs_finish_prepared(struct pool *pool)
 	struct job *job;
 
 	while ((job = STAILQ_FIRST(&w->prepared))) {
+		bool mapped = job->insert;
+
 		STAILQ_REMOVE_HEAD(&w->prepared, link);
 		job_finish(pool, job);
-		if (w->inserts_since_check >= INSERTS_PER_CHECK) {
-			w->inserts_since_check = 0;
-			if (pool_metadata_is_low(pool))
-				commit_changes(pool);
-		}
+		/* Before the reserve is eaten: the commit needs it. */
+		if (mapped && pool_metadata_is_low(pool))
+			commit_changes(pool);
 		worker_check_pass(pool);
 	}
 }

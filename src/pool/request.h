@@ -170,11 +170,10 @@ struct worker {
 	bool throttled; /* holds pool->throttle */
 	uint64_t pass_began_usec;
 
-	uint64_t epoch;       /* aborts so far */
+	uint64_t epoch; /* aborts so far */
 	uint64_t last_commit_usec;
 	bool stash_full; /* a reserved block that did not follow the one before it */
 	dblock_t stash;
-	unsigned inserts_since_check;
 
 	/* provision.c */
 	struct segment_list job_waiters, no_space;

@@ -206,6 +206,27 @@ void worker_pump(struct pool *pool)
 	io_queue_kick(w->q);
 }
 
+static void unpark(struct pool *pool)
+{
+	struct work *work = stack_take(&pool->worker->parked), *next;
+
+	for (; work; work = next) {
+		next = work->next;
+		stack_push(&pool->worker->deferred, work);
+	}
+}
+
+static void deliver_requests(struct pool *pool)
+{
+	struct worker *w = pool->worker;
+	struct request *req;
+
+	while ((req = STAILQ_FIRST(&w->finished))) {
+		STAILQ_REMOVE_HEAD(&w->finished, link);
+		request_answer(req);
+	}
+}
+
 static bool has_work(const struct worker *w)
 {
 	return atomic_load(&w->deferred) || atomic_load(&w->poked) || atomic_load(&w->parked) ||
@@ -229,18 +250,12 @@ void worker_pump_until(struct pool *pool, bool (*is_over)(void *ctx), void *ctx)
 	/* Who still comes through the throttle may be what we wait for. */
 	throttle_end(pool);
 	for (;;) {
-		struct work *parked = stack_take(&w->parked);
-
-		while (parked) {
-			struct work *next = parked->next;
-
-			stack_push(&w->deferred, parked);
-			parked = next;
-		}
+		unpark(pool);
 		w->again = false;
 		again |= atomic_exchange(&w->poked, false);
 		worker_pump(pool);
 		throttle_end(pool);
+		deliver_requests(pool); /* of other volumes: this may take a while */
 		if (is_over(ctx))
 			break;
 		worker_sleep(w, UINT64_MAX);
@@ -290,15 +305,9 @@ void worker_finish(struct pool *pool, struct request *req)
 
 static void deliver(struct pool *pool)
 {
-	struct worker *w = pool->worker;
-	struct request *req;
-
-	if (w->throttled)
+	if (pool->worker->throttled)
 		return;
-	while ((req = STAILQ_FIRST(&w->finished))) {
-		STAILQ_REMOVE_HEAD(&w->finished, link);
-		request_answer(req);
-	}
+	deliver_requests(pool);
 	pool_deliver_commands(pool);
 }
 
@@ -347,7 +356,6 @@ int pool_commit_now(struct pool *pool)
 		pool_refresh_info(pool, true);
 	}
 	w->last_commit_usec = time_monotonic_usec();
-	w->inserts_since_check = 0;
 	answer_flushes(pool, &waiting, r);
 	worker_check_pass(pool);
 	return r;
@@ -382,16 +390,6 @@ static void run_flushes(struct pool *pool)
 }
 
 /* ------------------------------------------------------------------ the thread */
-
-static void unpark(struct pool *pool)
-{
-	struct work *work = stack_take(&pool->worker->parked), *next;
-
-	for (; work; work = next) {
-		next = work->next;
-		stack_push(&pool->worker->deferred, work);
-	}
-}
 
 static void worker_pass(struct pool *pool)
 {
