@@ -256,9 +256,9 @@ int daemon_stop(struct daemon *d)
 	/* The server itself goes last: events of the pool's end may still name it. */
 	fuse = d->fuse;
 	fuse_server_stop(fuse, STOP_GRACE_USEC);
-	d->fuse = NULL;
 	control_server_destroy(d->control);
 	r = pool_close(d->pool);
+	fuse_server_destroy(fuse);
 	if (r)
 		log_err("the last commit failed: %s", strerror(-r));
 	if (d->q)

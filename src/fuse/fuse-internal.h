@@ -333,5 +333,6 @@ extern const struct fuse_lowlevel_ops fuse_operations;
 
 int fuse_notifier_start(struct fuse_server *server) TP_MUST_CHECK;
 void fuse_notifier_stop(struct fuse_server *server) TP_EXCLUDES_ALL;
+void fuse_notices_destroy(struct fuse_server *server) TP_EXCLUDES(lc_fuse);
 
 #endif

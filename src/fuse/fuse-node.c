@@ -70,6 +70,7 @@ void fuse_nodes_destroy(struct fuse_server *server)
 		for (size_t k = 0; leaf && k < NODE_LEAF_SIZE; k++)
 			while (leaf->nodes[k].volume)
 				fuse_node_close(server, (thin_id_t)(i << NODE_LEAF_BITS | k));
+		server->leaves[i] = NULL;
 		free(leaf);
 	}
 }

@@ -94,7 +94,9 @@ void fuse_server_event(struct fuse_server *server, const struct pool_event *even
 	}
 
 	lock_fuse(&server->lock);
-	if (n && server->nr_notices < FUSE_NOTICES_MAX) {
+	if (server->notifier_stop) {
+		/* Unmounted: nobody is left to be told. */
+	} else if (n && server->nr_notices < FUSE_NOTICES_MAX) {
 		STAILQ_INSERT_TAIL(&server->notices, n, link);
 		server->nr_notices++;
 		n = NULL;
@@ -156,14 +158,26 @@ int fuse_notifier_start(struct fuse_server *server)
 
 void fuse_notifier_stop(struct fuse_server *server)
 {
-	if (!server->notifier_started)
-		return;
 	lock_fuse(&server->lock);
 	server->notifier_stop = true;
 	pthread_cond_signal(&server->notify_cond);
 	unlock_fuse(&server->lock);
+	if (!server->notifier_started)
+		return;
 	/* A notice under way ends when the requests it waits for do, or with the connection. */
 	tp_lock_may_wait(LC_control);
 	pthread_join(server->notifier, NULL);
 	server->notifier_started = false;
+}
+
+void fuse_notices_destroy(struct fuse_server *server)
+{
+	struct fuse_notice *n;
+
+	lock_fuse(&server->lock);
+	while ((n = STAILQ_FIRST(&server->notices))) {
+		STAILQ_REMOVE_HEAD(&server->notices, link);
+		free(n);
+	}
+	unlock_fuse(&server->lock);
 }

@@ -184,15 +184,22 @@ static struct fuse_server *server_alloc(void)
 	return server;
 }
 
-/* Everything but the threads, which have ended or never started. */
-static void server_free(struct fuse_server *server)
+/* The threads have ended or never started: close the connection and let go of the pool. */
+static void server_disconnect(struct fuse_server *server)
 {
 	if (server->session)
 		fuse_session_destroy(server->session); /* closes fd: what was left gets ENOTCONN */
 	else if (server->fd >= 0)
 		close(server->fd);
+	server->session = NULL;
+	server->fd = -1;
 	fuse_virtual_destroy(server);
 	fuse_nodes_destroy(server);
+}
+
+static void server_free(struct fuse_server *server)
+{
+	fuse_notices_destroy(server);
 	fuse_workers_destroy(server);
 	fuse_mount_free(server->mount);
 	if (server->end_fd >= 0)
@@ -210,6 +217,7 @@ static void server_freep(struct fuse_server **server)
 	/* It never served, so nobody uses it. */
 	if ((*server)->mount && fuse_mount_remove((*server)->mount, true))
 		log_err("'%s' stays mounted", fuse_mount_path((*server)->mount));
+	server_disconnect(*server);
 	server_free(*server);
 }
 
@@ -244,7 +252,8 @@ int fuse_server_start(const struct fuse_server_options *options, struct fuse_ser
 	if (!r)
 		r = fuse_workers_start(server);
 	if (r) {
-		(void)fuse_server_stop(tp_take(&server), 0); /* always NULL */
+		fuse_server_stop(server, 0);
+		fuse_server_destroy(tp_take(&server));
 		return tp_error(error, r, "cannot start threads: %s", strerror(-r));
 	}
 	fuse_mount_identify(server->mount);
@@ -294,10 +303,10 @@ static void unmount(struct fuse_server *server, uint64_t grace_usec)
 		log_warn("'%s' is still in use, its users get ENOTCONN", path);
 }
 
-struct fuse_server *fuse_server_stop(struct fuse_server *server, uint64_t grace_usec)
+void fuse_server_stop(struct fuse_server *server, uint64_t grace_usec)
 {
 	if (!server)
-		return NULL;
+		return;
 
 	unmount(server, grace_usec);
 	/* First, while requests are still served: a notice under way may be waiting for one. */
@@ -305,7 +314,13 @@ struct fuse_server *fuse_server_stop(struct fuse_server *server, uint64_t grace_
 	atomic_store(&server->stopping, true);
 	fuse_workers_wake(server);
 	fuse_workers_join(server);
-	server_free(server);
+	server_disconnect(server);
+}
+
+struct fuse_server *fuse_server_destroy(struct fuse_server *server)
+{
+	if (server)
+		server_free(server);
 	return NULL;
 }
 

@@ -74,13 +74,16 @@ int fuse_server_start(const struct fuse_server_options *options, struct fuse_ser
 int fuse_server_end_fd(const struct fuse_server *server);
 
 /*
- * Unmount, end the threads, free.  A mount in use (a loop device, an open file) is detached from
- * the tree and served for @grace_usec more; who still uses it then gets ENOTCONN.
- * Requests in flight are waited for: the pool must be able to end them.  Afterwards the pool holds
- * no reference from here.  NULL is allowed.  Returns NULL.
+ * Unmount and end the threads.  A mount in use (a loop device, an open file) is detached from the
+ * tree and served for @grace_usec more; who still uses it then gets ENOTCONN.
+ * Requests in flight are waited for: the pool must be able to end them.  Afterwards nothing of the
+ * pool is referenced or called any more; fuse_server_event() is still allowed and does nothing, so
+ * that the pool can be closed before fuse_server_destroy().  NULL is allowed.
  */
-struct fuse_server *fuse_server_stop(struct fuse_server *server,
-				     uint64_t grace_usec) TP_EXCLUDES_ALL;
+void fuse_server_stop(struct fuse_server *server, uint64_t grace_usec) TP_EXCLUDES_ALL;
+
+/* After fuse_server_stop() and the last event.  NULL is allowed.  Returns NULL. */
+struct fuse_server *fuse_server_destroy(struct fuse_server *server);
 
 /*
  * Make the kernel forget what @event says has changed.  Only queues: for pool_options.event.  May

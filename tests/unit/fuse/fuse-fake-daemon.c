@@ -200,10 +200,11 @@ int main(int argc, char **argv)
 
 	uint64_t grace = serve(pool, server);
 
-	event_server = NULL;
-	server = fuse_server_stop(server, grace);
+	fuse_server_stop(server, grace);
 	fake_pool_get_counts(pool, &counts);
 	printf("ended references=%u\n", counts.references);
 	fflush(stdout);
-	return pool_close(pool) || counts.references ? 1 : 0;
+	r = pool_close(pool);
+	fuse_server_destroy(server);
+	return r || counts.references ? 1 : 0;
 }
