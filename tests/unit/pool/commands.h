@@ -58,7 +58,7 @@ static inline int snapshot(struct pool_rig *rig, unsigned flags, const char *nam
 	return run(rig, POOL_SNAPSHOT, flags, name, new_name, 0);
 }
 
-static inline int delete (struct pool_rig *rig, unsigned flags, const char *name)
+static inline int delete_volume(struct pool_rig *rig, unsigned flags, const char *name)
 {
 	return run(rig, POOL_DELETE, flags, name, "", 0);
 }

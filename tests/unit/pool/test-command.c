@@ -143,6 +143,7 @@ static void an_open_deleted_volume_keeps_its_id(void **state)
 
 	(void)state;
 	v = rig_create_volume(rig, "a", 1);
+	assert_int_equal(rig_fill(rig, v, 0, 1, 1), 0);
 	before = info_of(rig, "a");
 	assert_int_equal(delete_volume(rig, 0, "a"), 0);
 	assert_int_equal(create(rig, "a", 1), 0);
@@ -560,7 +561,7 @@ static void a_full_pool_can_still_change_names_and_delete(void **state)
 
 	(void)state;
 	/* Records in three data blocks of the catalog. */
-	for (unsigned i = 1; i <= 190; i++) {
+	for (unsigned i = 1; i <= 189; i++) {
 		snprintf(name, sizeof(name), "v%u", i);
 		assert_int_equal(create(rig, name, i), 0);
 	}
@@ -584,7 +585,7 @@ static void a_full_pool_can_still_change_names_and_delete(void **state)
 	pool_rig_reopen(rig);
 	assert_true(exists(rig, "w100"));
 	assert_false(exists(rig, "v60"));
-	assert_int_equal(rig_status(rig).nr_volumes, 189);
+	assert_int_equal(rig_status(rig).nr_volumes, 188);
 }
 
 /* ---- events ---- */
