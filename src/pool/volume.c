@@ -10,10 +10,10 @@
  * be found no more, so that no id is used twice at a time.
  *
  * A volume in the table holds a reference on itself, so the count of one that is found is
- * never zero and only the worker frees it.  Who drops the last but one reference, or closes
- * the last handle, looks at nr_leaving afterwards; the worker raises nr_leaving before it
- * looks at the counts.  So one of the two always sees the other (both sequentially consistent),
- * and nobody touches a volume that he has given up.
+ * never zero and only the worker frees it; a handle keeps it as a reference does.  Who drops the
+ * last but one reference, or closes the last handle, looks at nr_leaving afterwards; the worker
+ * raises nr_leaving before it looks at the counts.  So one of the two always sees the other (both
+ * sequentially consistent), and nobody touches a volume that he has given up.
  *
  * Invariants
  *   1. Found by name: the LIVE ones.  Found by id: LIVE and UNLINKED.
@@ -412,11 +412,12 @@ int volume_open(struct volume *v, bool for_writing)
 
 void volume_close(struct volume *v)
 {
+	struct pool *pool = v->pool;
 	unsigned before = atomic_fetch_sub(&v->entry.open_count, 1);
 
 	TP_INVARIANT(before > 0);
 	if (before == 1)
-		tell_worker(v->pool);
+		tell_worker(pool);
 }
 
 thin_id_t volume_id(const struct volume *v)

@@ -539,6 +539,28 @@ static void a_failed_commit_takes_everything_back(void **state)
 	assert_true(reads_as(rig, "a", 0, BLOCK, 1));
 }
 
+static void a_failure_takes_the_commands_before_it_along(void **state)
+{
+	struct async first, a[3];
+
+	(void)state;
+	assert_int_equal(create(rig, "a", 1), 0);
+	fault_device_delay(rig->meta, FAULT_OP(IO_FLUSH));
+	start(rig, &first, POOL_CREATE, "first", "", 1);
+	assert_true(fault_device_wait_held(rig->meta, 1));
+	start(rig, &a[0], POOL_CREATE, "x", "", 1);
+	start(rig, &a[1], POOL_RENAME, "a", "b", 1);
+	start(rig, &a[2], POOL_CREATE, "y", "", 1);
+	/* The record of "x" moves its data block, that of "b" is then written in place. */
+	fault_device_fail_nth(rig->data, FAULT_OP(IO_WRITE), 2);
+	fault_device_release_all(rig->meta);
+	assert_int_equal(finish(rig, &first), 0);
+	for (unsigned i = 0; i < ARRAY_SIZE(a); i++)
+		assert_int_equal(finish(rig, &a[i]), -EIO);
+	assert_int_equal(rig_status(rig).nr_volumes, 2);
+	assert_true(exists(rig, "a") && exists(rig, "first"));
+}
+
 static void a_pool_opened_read_only_refuses_commands(void **state)
 {
 	(void)state;
@@ -769,6 +791,7 @@ int main(void)
 		TEST(a_command_sees_what_the_one_before_it_did),
 		TEST(a_commit_is_a_command_too),
 		TEST(a_failed_commit_takes_everything_back),
+		TEST(a_failure_takes_the_commands_before_it_along),
 		TEST(a_pool_opened_read_only_refuses_commands),
 		TEST(a_full_pool_can_still_change_names_and_delete),
 		TEST(front_ends_are_told),

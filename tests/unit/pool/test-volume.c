@@ -14,7 +14,11 @@
 #include "commands.h"
 #include "pool/pool-internal.h"
 #include "thin/thin-metadata.h"
+#include "thinpoold/catalog-format.h"
 #include "util/clock.h"
+#include "util/crc32c.h"
+#include "util/le.h"
+#include "util/log.h"
 
 #define BLOCK (64 * KIB)
 #define EMPTY (3 * BLOCK)
@@ -122,6 +126,21 @@ static void a_reference_keeps_a_deleted_volume(void **state)
 	assert_int_equal(rig_commit(rig), 0);
 	assert_true(rig_reads_as(rig, v, 0, BLOCK, 4));
 	volume_put(v);
+	await_data_used(rig, EMPTY);
+}
+
+static void a_handle_keeps_a_volume_without_a_reference(void **state)
+{
+	struct volume *v;
+
+	(void)state;
+	v = rig_create_volume(rig, "a", BLOCK);
+	volume_put(v);
+	assert_int_equal(delete_volume(rig, 0, "a"), 0);
+	assert_int_equal(rig_fill(rig, v, 0, BLOCK, 4), 0);
+	assert_int_equal(rig_commit(rig), 0);
+	assert_true(rig_reads_as(rig, v, 0, BLOCK, 4));
+	volume_close(v);
 	await_data_used(rig, EMPTY);
 }
 
@@ -289,20 +308,100 @@ static void devices_and_records_need_not_match(void **state)
 	assert_int_equal(info_of(rig, "d").size_bytes, 77);
 }
 
-/* Find the record of @name where the data is, and flip a bit. */
-static void damage_record(const char *name)
+/* Call @fn for the records of @name (old ones too) where the data is. */
+static void change_record(const char *name, void (*fn)(struct disk_catalog_record *d))
 {
 	struct io_device *mem = fault_device_inner(rig->data);
 	uint8_t *at = mem_device_data(mem);
 	unsigned nr = 0;
 
 	for (uint64_t i = 0; i < io_device_size(mem); i += CATALOG_RECORD_BYTES) {
-		if (strcmp((char *)at + i + 48, name) == 0) {
-			at[i + 30] ^= 1;
+		struct disk_catalog_record *d = (struct disk_catalog_record *)(at + i);
+
+		if (strcmp((char *)d->name, name) == 0) {
+			fn(d);
 			nr++;
 		}
 	}
 	assert_int_not_equal(nr, 0);
+}
+
+static void flip_a_bit(struct disk_catalog_record *d)
+{
+	d->size_bytes.b[6] ^= 1;
+}
+
+static void damage_record(const char *name)
+{
+	change_record(name, flip_a_bit);
+}
+
+static void call_it_a(struct disk_catalog_record *d)
+{
+	d->name[0] = 'a';
+	d->csum = le32_make(crc32c((uint8_t *)d + 12, sizeof(*d) - 12));
+}
+
+static void two_records_with_one_name_are_both_served(void **state)
+{
+	(void)state;
+	assert_int_equal(create(rig, "a", 1), 0);
+	assert_int_equal(create(rig, "b", 2), 0);
+	assert_int_equal(pool_rig_close(rig), 0);
+	change_record("b", call_it_a);
+	pool_rig_open(rig);
+	assert_int_equal(info_of(rig, "a").size_bytes, 1);
+	assert_int_equal(info_of(rig, "thin-2").size_bytes, 2);
+	assert_int_equal(rename_to(rig, 0, "thin-2", "b"), 0);
+	pool_rig_reopen(rig);
+	assert_int_equal(info_of(rig, "b").size_bytes, 2);
+}
+
+/* ---- records without devices are told of when they are found ---- */
+
+static unsigned nr_dropped;
+
+static void count_dropped(enum log_level level, const char *line, void *ctx)
+{
+	(void)level;
+	(void)ctx;
+	nr_dropped += strstr(line, "is dropped") != NULL;
+}
+
+static bool orphan_is_erased(void *ctx)
+{
+	(void)ctx;
+	nr_dropped = 0;
+	pool_rig_reopen(rig);
+	return nr_dropped == 0;
+}
+
+static void a_record_without_a_device_is_erased(void **state)
+{
+	struct thin_metadata *tmd;
+
+	(void)state;
+	assert_int_equal(create(rig, "a", 1), 0);
+	tmd = open_metadata();
+	assert_int_equal(thin_metadata_delete_thin(tmd, 1), 0);
+	nr_dropped = 0;
+	log_set_tap(count_dropped, NULL);
+	close_metadata(tmd);
+	assert_int_equal(nr_dropped, 1);
+	assert_true(rig_await(rig, orphan_is_erased, NULL));
+	log_set_tap(NULL, NULL);
+}
+
+static void a_deleted_volume_leaves_no_record(void **state)
+{
+	(void)state;
+	assert_int_equal(create(rig, "a", 1), 0);
+	assert_int_equal(delete_volume(rig, 0, "a"), 0);
+	nr_dropped = 0;
+	log_set_tap(count_dropped, NULL);
+	pool_rig_reopen(rig);
+	log_set_tap(NULL, NULL);
+	assert_int_equal(nr_dropped, 0);
 }
 
 static void a_volume_with_a_damaged_record_is_read_only(void **state)
@@ -462,12 +561,16 @@ int main(void)
 		TEST(info_tells_what_is_known),
 		TEST(next_walks_the_visible_volumes),
 		TEST(a_reference_keeps_a_deleted_volume),
+		TEST(a_handle_keeps_a_volume_without_a_reference),
 		TEST(handles_are_counted),
 		TEST(a_size_grown_by_a_lost_write_shrinks_back),
 		TEST(a_pool_without_names_is_served_by_number),
 		TEST(a_pool_without_names_has_fewer_commands),
 		TEST(a_pool_without_names_lets_open_volumes_live),
 		TEST(devices_and_records_need_not_match),
+		TEST(two_records_with_one_name_are_both_served),
+		TEST(a_record_without_a_device_is_erased),
+		TEST(a_deleted_volume_leaves_no_record),
 		TEST(a_volume_with_a_damaged_record_is_read_only),
 		TEST(a_damaged_catalog_opens_read_only),
 		TEST(a_thousand_volumes_come_and_go),
