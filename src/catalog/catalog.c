@@ -348,7 +348,7 @@ static int store_slot(struct catalog *c, thin_id_t id, const struct thin_run *ru
 	if (usable)
 		return move_to_spare(c, v, run->dblock, spare, changed);
 	r = move_to_new_block(c, v, run->dblock, changed);
-	return 1 || r || !run->mapped || c->spare_used ? r : renew_spare(c);
+	return r || !run->mapped || c->spare_used ? r : renew_spare(c);
 }
 
 /* @rec NULL: erase. */
