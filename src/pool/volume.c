@@ -248,8 +248,7 @@ void volume_make_record(const struct volume *v, struct catalog_record *ret_rec)
 
 bool volume_is_idle(const struct volume *v)
 {
-	return atomic_load(&v->entry.refs) == 1 && atomic_load(&v->entry.open_count) == 0 &&
-	       atomic_load(&v->in_flight) == 0;
+	return atomic_load(&v->entry.refs) == 1 && atomic_load(&v->entry.open_count) == 0;
 }
 
 /* ---- life ---- */
