@@ -57,16 +57,12 @@ static void tell_run(struct check *c)
 	else
 		snprintf(blocks, sizeof(blocks), "%s blocks %" PRIu64 "..%" PRIu64, m->what,
 			 m->begin, m->end - 1);
-	if (!m->recorded)
-		finding(c, severity,
-			"%s: free according to the map, but referred to %" PRIu64 " times", blocks,
-			m->used);
-	else if (!m->used)
+	if (!m->used)
 		finding(c, severity, "%s: counted %" PRIu64 ", but nothing refers to it", blocks,
 			m->recorded);
 	else
-		finding(c, severity, "%s: counted %" PRIu64 ", but referred to %" PRIu64 " times",
-			blocks, m->recorded, m->used);
+		finding(c, severity, "%s: counted %" PRIu64 ", but has %" PRIu64 " reference%s",
+			blocks, m->recorded, m->used, m->used == 1 ? "" : "s");
 	m->begin = m->end = 0;
 }
 

@@ -385,6 +385,7 @@ static int arrive_again(struct walk *w, struct expectation *e)
 	if (!memo || block_state(c, e->at.block) == BLOCK_BAD)
 		return deliver_nothing(w);
 	here = *memo;
+	e->at.is_leaf = memo->height == 1;
 	if (!keys_fit(c, e, memo)) {
 		c->hidden = true; /* the pointer was meant for another node */
 		here.complete = false;
@@ -397,7 +398,7 @@ static int arrive_again(struct walk *w, struct expectation *e)
 			   memo->max_time, c->clock);
 		here.complete = false;
 	}
-	if (is_walked_twice(e->at.kind) && here.complete && e->trusted) {
+	if (is_walked_twice(e->at.kind) && here.complete && e->trusted && e->data) {
 		e->counted = false;
 		return enter(w, e);
 	}
@@ -459,7 +460,18 @@ static bool must_read(const struct check *c, mblock_t block, enum block_kind kin
 					block_state(c, block) == BLOCK_DONE);
 }
 
-/* Read what the next children need, together. */
+static bool batch_has(const struct batch *b, mblock_t block)
+{
+	for (unsigned i = 0; i < b->nr; i++)
+		if (b->block[i] == block)
+			return true;
+	return false;
+}
+
+/*
+ * Read what the next children need, together.  A block that several of them are is read for the
+ * first, the others will arrive again.
+ */
 static int read_children(struct check *c, struct frame *f)
 {
 	struct batch *b = &f->batch;
@@ -470,7 +482,7 @@ static int read_children(struct check *c, struct frame *f)
 		mblock_t child = node_child(f, f->read);
 
 		f->slot[f->read] = NO_SLOT;
-		if (!must_read(c, child, child_kind(f), f->trusted))
+		if (!must_read(c, child, child_kind(f), f->trusted) || batch_has(b, child))
 			continue;
 		b->block[b->nr] = child;
 		b->owner[b->nr++] = (uint16_t)f->read;

@@ -17,7 +17,7 @@
 #include "util/crc32c.h"
 #include "util/le.h"
 
-static void add_line(void *ctx, enum thin_check_severity severity, const char *line)
+void report_line(void *ctx, enum thin_check_severity severity, const char *line)
 {
 	static const char *const names[] = { "hint", "leak", "damage" };
 	struct report *report = ctx;
@@ -33,7 +33,7 @@ void check_image(struct io_device *meta, uint64_t data_bytes, struct report *rep
 {
 	const struct thin_check_options options = {
 		.data_bytes = data_bytes,
-		.report = add_line,
+		.report = report_line,
 		.ctx = report,
 	};
 

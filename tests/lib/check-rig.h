@@ -26,6 +26,8 @@ struct report {
 
 /* Runs the checker; report_free() afterwards.  UINT64_MAX: size of the data device unknown. */
 void check_image(struct io_device *meta, uint64_t data_bytes, struct report *report);
+/* For thin_check_options.report, @ctx being a struct report. */
+void report_line(void *ctx, enum thin_check_severity severity, const char *line);
 void report_free(struct report *report);
 static inline bool report_is_clean(const struct report *report)
 {

@@ -9,6 +9,8 @@
 #include <cmocka.h>
 
 #include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -152,6 +154,334 @@ static void unreadable_block_is_an_error(void **state)
 	io_device_close(meta);
 }
 
+/* ---- what is wrong ---- */
+
+struct damaged {
+	struct io_device *meta;
+	uint8_t *image;
+	struct thin_disk_superblock *sb;
+};
+
+static int damaged_setup(void **state)
+{
+	struct damaged *d = calloc(1, sizeof(*d));
+
+	d->meta = rich_image();
+	d->image = mem_device_data(d->meta);
+	d->sb = (void *)d->image;
+	*state = d;
+	return 0;
+}
+
+static int damaged_teardown(void **state)
+{
+	struct damaged *d = *state;
+
+	io_device_close(d->meta);
+	free(d);
+	return 0;
+}
+#define DAMAGED(name) cmocka_unit_test_setup_teardown(name, damaged_setup, damaged_teardown)
+
+static struct disk_node_header *node_at(struct damaged *d, uint64_t block)
+{
+	return image_block(d->image, block);
+}
+
+static struct le64 *keys_of(struct disk_node_header *node)
+{
+	return (void *)(node + 1);
+}
+
+/* Of nodes with values of 8 bytes. */
+static struct le64 *values_of(struct disk_node_header *node)
+{
+	return keys_of(node) + NODE_MAX_ENTRIES(8);
+}
+
+/* Root of the tree of a device from 1 to 6: all are in the first leaf of the top-level tree. */
+static mblock_t device_root(struct damaged *d, unsigned id)
+{
+	struct disk_node_header *node = node_at(d, le64_get(d->sb->data_mapping_root));
+
+	node = node_at(d, le64_get(values_of(node)[0]));
+	assert_int_equal(le64_get(keys_of(node)[id - 1]), id);
+	return le64_get(values_of(node)[id - 1]);
+}
+
+static void reseal(struct damaged *d, mblock_t block)
+{
+	seal(image_block(d->image, block), block ? BTREE_CSUM_XOR : SUPERBLOCK_CSUM_XOR);
+}
+
+static void *data_bitmap(struct damaged *d)
+{
+	struct disk_sm_root *root = (void *)d->sb->data_sm_root;
+	struct disk_node_header *node = node_at(d, le64_get(root->bitmap_root));
+	struct disk_index_entry *entries =
+		(void *)(keys_of(node) + NODE_MAX_ENTRIES(sizeof(*entries)));
+
+	return image_block(d->image, le64_get(entries[0].blocknr));
+}
+
+/* One of the lines is exactly @line. */
+static void assert_says(struct damaged *d, const char *fmt, ...) TP_PRINTF(2, 3);
+static void assert_says(struct damaged *d, const char *fmt, ...)
+{
+	char line[300] = "\n", *lines;
+	struct report report;
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(line + 1, sizeof(line) - 2, fmt, ap);
+	va_end(ap);
+	strcat(line, "\n");
+	check_image(d->meta, UNKNOWN, &report);
+	assert_int_equal(report.r, 0);
+	assert_int_not_equal(asprintf(&lines, "\n%s", report.lines ? report.lines : ""), -1);
+	if (!strstr(lines, line))
+		fail_msg("no line%sin:%s", line, lines);
+	free(lines);
+	report_free(&report);
+}
+
+static void disorder_is_told_with_its_place(void **state)
+{
+	struct damaged *d = *state;
+	mblock_t leaf = le64_get(values_of(node_at(d, device_root(d, 1)))[1]);
+	struct le64 *keys = keys_of(node_at(d, leaf));
+	uint64_t first = le64_get(keys[3]), second = le64_get(keys[4]);
+
+	keys[3] = le64_make(second);
+	keys[4] = le64_make(first);
+	reseal(d, leaf);
+	assert_says(d,
+		    "damage: mapping leaf %" PRIu64 " of device 1: key %" PRIu64
+		    " after key %" PRIu64,
+		    leaf, first, second);
+}
+
+static void neighbouring_leaks_are_one_finding(void **state)
+{
+	struct damaged *d = *state;
+	uint8_t *bitmap = data_bitmap(d);
+	struct report report;
+
+	bitmap[16 + 16000 / 4] = 0xaa;
+	seal(bitmap, BITMAP_CSUM_XOR);
+	assert_says(d, "leak: data blocks 16000..16003: counted 1, but nothing refers to it");
+	check_image(d->meta, UNKNOWN, &report);
+	assert_int_equal(report.result.nr_leaks, 1);
+	assert_int_equal(report.result.nr_damages, 0);
+	assert_int_equal(report.result.nr_hints, 2); /* nr_free, nr_allocated */
+	report_free(&report);
+}
+
+static void low_count_is_damage(void **state)
+{
+	struct damaged *d = *state;
+	uint8_t *bitmap = data_bitmap(d);
+	unsigned block = 0;
+
+	while ((bitmap[16 + block / 4] >> block % 4 * 2 & 3) != 2)
+		block++;
+	bitmap[16 + block / 4] &= (uint8_t) ~(3u << block % 4 * 2);
+	seal(bitmap, BITMAP_CSUM_XOR);
+	assert_says(d, "damage: data block %u: counted 0, but has 1 reference", block);
+}
+
+static void damage_hides_no_leaks(void **state)
+{
+	struct damaged *d = *state;
+	mblock_t leaf = le64_get(values_of(node_at(d, device_root(d, 1)))[2]);
+	struct report report;
+
+	node_at(d, leaf)->csum = le32_make(0);
+	check_image(d->meta, UNKNOWN, &report);
+	assert_int_equal(report.r, 0);
+	assert_int_equal(report.result.nr_leaks, 0);
+	assert_non_null(strstr(report.lines, "the damage above may hide who refers to them"));
+	report_free(&report);
+}
+
+static void cycle_is_not_followed(void **state)
+{
+	struct damaged *d = *state;
+	mblock_t root = device_root(d, 1);
+
+	values_of(node_at(d, root))[0] = le64_make(root);
+	reseal(d, root);
+	assert_says(d,
+		    "damage: mapping node %" PRIu64 " of device 1: refers to block %" PRIu64
+		    ", which is above it: a cycle",
+		    root, root);
+}
+
+static void block_has_one_use(void **state)
+{
+	struct damaged *d = *state;
+	mblock_t root = device_root(d, 1), details = le64_get(d->sb->device_details_root);
+
+	values_of(node_at(d, root))[0] = le64_make(details);
+	reseal(d, root);
+	assert_says(d,
+		    "damage: superblock: refers to block %" PRIu64
+		    " (details), which is in use as mapping",
+		    details);
+}
+
+/* The leaf was walked as part of device 1; that it is wrong for device 3 is known from its memo. */
+static void shared_leaf_has_to_fit_each_parent(void **state)
+{
+	struct damaged *d = *state;
+	mblock_t root1 = device_root(d, 1), root5 = device_root(d, 5);
+	struct disk_node_header *node = node_at(d, root5);
+	unsigned last = le32_get(node->nr_entries) - 1;
+	mblock_t leaf = le64_get(values_of(node)[last]);
+	uint64_t max;
+
+	assert_int_not_equal(root1, root5);
+	max = le64_get(keys_of(node_at(d, leaf))[le32_get(node_at(d, leaf)->nr_entries) - 1]);
+	values_of(node)[last - 1] = le64_make(leaf);
+	reseal(d, root5);
+	assert_says(d,
+		    "damage: mapping leaf %" PRIu64 " of device 5: last key %" PRIu64
+		    " is above %" PRIu64 ", the last that its parent allows",
+		    leaf, max, le64_get(keys_of(node)[last]) - 1);
+}
+
+static void nodes_are_not_too_empty(void **state)
+{
+	struct damaged *d = *state;
+	mblock_t leaf = le64_get(values_of(node_at(d, device_root(d, 1)))[1]);
+
+	node_at(d, leaf)->nr_entries = le32_make(83);
+	reseal(d, leaf);
+	assert_says(d,
+		    "damage: mapping leaf %" PRIu64 " of device 1: 83 entries, at least 84 are due",
+		    leaf);
+}
+
+static void nothing_was_mapped_in_the_future(void **state)
+{
+	struct damaged *d = *state;
+	mblock_t leaf = le64_get(values_of(node_at(d, device_root(d, 1)))[1]);
+	struct le64 *value = &values_of(node_at(d, leaf))[5];
+	uint64_t key = le64_get(keys_of(node_at(d, leaf))[5]);
+	uint32_t clock = le32_get(d->sb->time);
+
+	*value = le64_make((le64_get(*value) & ~(uint64_t)THIN_MAX_TIME) | (clock + 1));
+	reseal(d, leaf);
+	assert_says(d,
+		    "damage: mapping leaf %" PRIu64 " of device 1: block %" PRIu64
+		    " was mapped at time %u, but the clock says %u",
+		    leaf, key, clock + 1, clock);
+}
+
+/* What a metadata snapshot shares must be as old as it is; known from the memo of the root. */
+static void nothing_in_a_snapshot_is_younger_than_it(void **state)
+{
+	struct damaged *d = *state;
+	struct thin_disk_superblock *held = image_block(d->image, le64_get(d->sb->held_root));
+	mblock_t root = device_root(d, 1);
+
+	held->time = le32_make(4);
+	seal(held, SUPERBLOCK_CSUM_XOR);
+	assert_says(d,
+		    "damage: mapping node %" PRIu64 " of device 1 in the metadata snapshot: "
+		    "a block was mapped at time 5, but the clock says 4",
+		    root);
+}
+
+static void leaves_have_one_depth(void **state)
+{
+	struct damaged *d = *state;
+	mblock_t root1 = device_root(d, 1), root5 = device_root(d, 5);
+	struct disk_node_header *node = node_at(d, root5);
+
+	values_of(node)[1] = le64_make(root1);
+	reseal(d, root5);
+	assert_says(d,
+		    "damage: mapping node %" PRIu64 " of device 5: the subtree at key %" PRIu64
+		    " has height 2, others have 1",
+		    root5, le64_get(keys_of(node)[1]));
+}
+
+static void device_sizes_are_compared(void **state)
+{
+	struct damaged *d = *state;
+	struct disk_sm_root *root = (void *)d->sb->metadata_sm_root;
+
+	assert_lines(d->meta, (RICH_DATA_BLOCKS - 1) * (uint64_t)BLOCK_BYTES,
+		     "damage: superblock: 20000 data blocks, but the data device has room for "
+		     "19999\n");
+	root->nr_blocks = le64_make(1025);
+	reseal(d, 0);
+	assert_says(d, "damage: superblock: 1025 metadata blocks, but the device has 1024");
+}
+
+/* It must not take memory for what is only claimed. */
+static void huge_claims_cost_nothing(void **state)
+{
+	struct damaged *d = *state;
+	struct disk_sm_root *root = (void *)d->sb->data_sm_root;
+
+	root->nr_blocks = le64_make(DATA_BLOCK_LIMIT);
+	reseal(d, 0);
+	assert_says(d, "damage: superblock: the data index ends at bitmap 2 of 67372037");
+}
+
+static void lines_are_limited_and_the_rest_is_counted(void **state)
+{
+	struct damaged *d = *state;
+	struct report report = { 0 };
+	const struct thin_check_options options = {
+		.data_bytes = UNKNOWN,
+		.report = report_line,
+		.ctx = &report,
+		.max_findings = 2,
+	};
+
+	d->sb->version = le32_make(3);
+	d->sb->metadata_block_size = le32_make(9);
+	d->sb->incompat_flags = le32_make(1);
+	d->sb->data_block_size = le32_make(1);
+	reseal(d, 0);
+	assert_int_equal(thin_check(d->meta, &options, &report.result), 0);
+	/* The metadata snapshot has another data block size then. */
+	assert_string_equal(report.lines,
+			    "damage: superblock: version 3, expected 2\n"
+			    "damage: superblock: metadata blocks of 9 sectors, expected 8\n"
+			    "damage: ... and 3 more\n");
+	assert_int_equal(report.result.nr_damages, 5);
+	report_free(&report);
+}
+
+static void note_progress(void *ctx, uint64_t done, uint64_t total)
+{
+	uint64_t *last = ctx;
+
+	assert_true(done > *last && done <= total);
+	*last = done;
+}
+
+static void progress_comes_to_its_end(void **state)
+{
+	struct damaged *d = *state;
+	uint64_t done = 0;
+	struct thin_check_result result;
+	const struct thin_check_options options = {
+		.data_bytes = UNKNOWN,
+		.progress = note_progress,
+		.ctx = &done,
+	};
+
+	assert_int_equal(thin_check(d->meta, &options, &result), 0);
+	assert_int_equal(result.nr_damages + result.nr_leaks + result.nr_hints, 0);
+	/* Some nodes are read a second time for the metadata snapshot. */
+	assert_in_range(done, result.nr_metadata_used, result.nr_metadata_used + 10);
+}
+
 int main(void)
 {
 	struct CMUnitTest tests[] = {
@@ -159,6 +489,21 @@ int main(void)
 		cmocka_unit_test(blank_device_was_never_formatted),
 		cmocka_unit_test(tiny_device_has_no_superblock),
 		cmocka_unit_test(unreadable_block_is_an_error),
+		DAMAGED(disorder_is_told_with_its_place),
+		DAMAGED(neighbouring_leaks_are_one_finding),
+		DAMAGED(low_count_is_damage),
+		DAMAGED(damage_hides_no_leaks),
+		DAMAGED(cycle_is_not_followed),
+		DAMAGED(block_has_one_use),
+		DAMAGED(shared_leaf_has_to_fit_each_parent),
+		DAMAGED(nodes_are_not_too_empty),
+		DAMAGED(nothing_was_mapped_in_the_future),
+		DAMAGED(nothing_in_a_snapshot_is_younger_than_it),
+		DAMAGED(leaves_have_one_depth),
+		DAMAGED(device_sizes_are_compared),
+		DAMAGED(huge_claims_cost_nothing),
+		DAMAGED(lines_are_limited_and_the_rest_is_counted),
+		DAMAGED(progress_comes_to_its_end),
 		POOL(0),
 		POOL(1),
 		POOL(2),
