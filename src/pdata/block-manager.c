@@ -17,7 +17,9 @@
  *   1  a buffer whose aux is not 0 was found valid as that type, or was made here;
  *   2  a dirty buffer has a type, so that its checksum can be made when it is written;
  *   3  a block is locked by any number of readers or by one writer.  Exclusion comes
- *      from meta_root; debug builds count, and stop the program on a conflict;
+ *      from meta_root; debug builds count, and stop the program when readers meet a writer. Damaged
+ *      metadata can name a block twice, though, so that its only writer comes upon it again:
+ *      while a block is locked for writing, its aux word says so, and that is an error;
  *   4  types[0..n) are used without gaps, are never changed and never removed.
  *
  * Locks: none of its own.  Class "block" stands for locked blocks in the checker.
@@ -44,6 +46,7 @@
 /* So that a commit and an abort get on without memory: a path and what its space map needs. */
 #define RESERVE_BUFFERS 32
 
+/* In handles and in aux words. */
 #define WRITE_LOCKED ((uintptr_t)1)
 
 /* What every block in use starts with. */
@@ -169,7 +172,12 @@ static const struct block_validator *type_validator(const struct block_type *typ
 
 static struct block_type *buffer_type(const struct bufio_buffer *buffer)
 {
-	return (struct block_type *)bufio_aux(buffer);
+	return (struct block_type *)(bufio_aux(buffer) & ~WRITE_LOCKED);
+}
+
+static bool is_write_locked(const struct bufio_buffer *buffer)
+{
+	return bufio_aux(buffer) & WRITE_LOCKED;
 }
 
 uint32_t bm_checksum(const void *data, uint32_t csum_xor)
@@ -184,7 +192,7 @@ uint32_t bm_checksum(const void *data, uint32_t csum_xor)
 /* Called by the cache on the copy it is about to write. */
 static void prepare_write(mblock_t block, void *data, uintptr_t aux)
 {
-	const struct block_type *type = (const struct block_type *)aux;
+	const struct block_type *type = (const struct block_type *)(aux & ~WRITE_LOCKED);
 	struct disk_block_header *header = data;
 
 	TP_INVARIANT(type); /* invariant 2 */
@@ -226,6 +234,12 @@ static int check_first_use(struct block_manager *bm, mblock_t b, const struct bl
 	const struct block_type *type = buffer_type(buffer);
 	int r;
 
+	if (is_write_locked(buffer)) {
+		log_err_limited("%s: block %" PRIu64 " (type: %s) is being changed as another part "
+				"of the metadata; the second use fails",
+				io_device_name(bm->dev), b, v->name);
+		return -EUCLEAN;
+	}
 	if (type && type_validator(type) == v)
 		return 0; /* another reader was here since the caller looked */
 	if (type) {
@@ -250,7 +264,7 @@ static int lock_buffer(struct block_manager *bm, mblock_t b, const struct block_
 	const struct block_type *type = buffer_type(buffer);
 	struct locked_block *lb;
 
-	if (unlikely(!type || type_validator(type) != v)) {
+	if (unlikely(is_write_locked(buffer) || !type || type_validator(type) != v)) {
 		int r = check_first_use(bm, b, v, buffer);
 
 		if (r) {
@@ -260,6 +274,8 @@ static int lock_buffer(struct block_manager *bm, mblock_t b, const struct block_
 	}
 	lb = (struct locked_block *)((uintptr_t)buffer | mode);
 	note_locked(bm, lb);
+	if (mode)
+		bufio_set_aux(buffer, bufio_aux(buffer) | WRITE_LOCKED);
 	*ret_lb = lb;
 	return 0;
 }
@@ -390,6 +406,20 @@ int bm_write_lock(struct block_manager *bm, mblock_t b, const struct block_valid
 	return read_and_lock(bm, b, v, WRITE_LOCKED, ret_lb);
 }
 
+/* A block that is said to be free is not zeroed under who is changing it. */
+static int check_unlocked(struct block_manager *bm, mblock_t b, const struct block_validator *v)
+{
+	struct bufio_buffer *buffer;
+	int r = 0;
+
+	if (bufio_get(bm->cache, b, &buffer))
+		return 0; /* not cached, so not locked */
+	if (is_write_locked(buffer))
+		r = check_first_use(bm, b, v, buffer);
+	bufio_release(buffer);
+	return r;
+}
+
 int bm_write_lock_zero(struct block_manager *bm, mblock_t b, const struct block_validator *v,
 		       struct locked_block **ret_lb)
 {
@@ -399,6 +429,9 @@ int bm_write_lock_zero(struct block_manager *bm, mblock_t b, const struct block_
 	if (bm_is_read_only(bm))
 		return -EPERM;
 	r = check_bounds(bm, b, v);
+	if (r)
+		return r;
+	r = check_unlocked(bm, b, v);
 	if (r)
 		return r;
 	r = bufio_new(bm->cache, b, &buffer);
@@ -413,8 +446,10 @@ void bm_unlock(struct locked_block *lb)
 	struct bufio_buffer *buffer = buffer_of(lb);
 
 	note_unlocked(buffer_type(buffer)->bm, lb);
-	if ((uintptr_t)lb & WRITE_LOCKED)
+	if ((uintptr_t)lb & WRITE_LOCKED) {
+		bufio_set_aux(buffer, bufio_aux(buffer) & ~WRITE_LOCKED);
 		bufio_mark_dirty(buffer);
+	}
 	bufio_release(buffer);
 }
 
