@@ -418,12 +418,13 @@ static int check_deletable(struct thin_metadata *tmd, thin_id_t id) TP_REQUIRES(
 	r = metadata_may_change(tmd);
 	if (r)
 		return r;
+	/* Before anything that could fail for another reason. */
+	td = record_find(tmd, id);
+	if (td && td->open_count && !td->gone)
+		return -EBUSY;
 	r = details_lookup(tmd, id, &details);
 	if (r)
 		return r;
-	td = record_find(tmd, id);
-	if (td && td->open_count)
-		return -EBUSY;
 	r = device_root(tmd, NULL, id, &root, NULL);
 	return r == -ENODATA ? -EUCLEAN : r;
 }
