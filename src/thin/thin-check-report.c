@@ -49,7 +49,7 @@ static void place_text(const struct place *p, char *text, size_t size)
 		 !is_node     ? ""
 		 : p->is_leaf ? " leaf"
 			      : " node",
-		 p->block, device, p->of_snapshot ? " in the metadata snapshot" : "");
+		 p->block, device, p->of_snapshot && is_node ? " in the metadata snapshot" : "");
 }
 
 static void count_and_tell(struct check *c, enum thin_check_severity severity, const char *line)

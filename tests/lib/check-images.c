@@ -152,3 +152,19 @@ struct io_device *large_image(void)
 	assert_int_equal(thin_metadata_close(tmd), 0);
 	return meta;
 }
+
+struct io_device *crowded_image(void)
+{
+	struct io_device *meta = mem_device_create(4 * MIB);
+	struct thin_metadata *tmd = create(meta, RICH_DATA_BLOCKS);
+
+	assert_int_equal(thin_metadata_create_thin(tmd, 0), 0);
+	map_every(tmd, 0, 0, 5, 1);
+	for (thin_id_t id = 1; id < 300; id++) {
+		snapshot(tmd, id, 0);
+		map_every(tmd, id, 0, 1, 1); /* makes the leaf its own */
+	}
+	assert_int_equal(thin_metadata_commit(tmd), 0);
+	assert_int_equal(thin_metadata_close(tmd), 0);
+	return meta;
+}

@@ -47,6 +47,9 @@ struct io_device *rich_image(void);
 /* An image whose data index is a tree of two levels: 183 bitmaps. */
 struct io_device *large_image(void);
 
+/* Data blocks with 300 users each, all of them leaves of their own. */
+struct io_device *crowded_image(void);
+
 /* A block of an image in a mem-device; changes are made good by seal(). */
 static inline void *image_block(void *image, mblock_t block)
 {

@@ -51,6 +51,15 @@ static void fresh_metadata_is_clean(void **state)
 	io_device_close(meta);
 }
 
+static void many_users_of_a_block_are_counted(void **state)
+{
+	struct io_device *meta = crowded_image();
+
+	(void)state;
+	assert_lines(meta, UNKNOWN, "");
+	io_device_close(meta);
+}
+
 struct kernel_pool {
 	const char *name;
 	uint64_t data_bytes;
@@ -393,6 +402,108 @@ static void nothing_in_a_snapshot_is_younger_than_it(void **state)
 		    root);
 }
 
+/* Details of the first devices; sealed by reseal(d, *ret_leaf). */
+static struct disk_device_details *details_of(struct damaged *d, mblock_t *ret_leaf)
+{
+	struct disk_node_header *root = node_at(d, le64_get(d->sb->device_details_root));
+
+	*ret_leaf = le64_get(values_of(root)[0]);
+	return (void *)(keys_of(node_at(d, *ret_leaf)) +
+			NODE_MAX_ENTRIES(sizeof(struct disk_device_details)));
+}
+
+static void times_of_devices_make_sense(void **state)
+{
+	struct damaged *d = *state;
+	uint32_t clock = le32_get(d->sb->time);
+	mblock_t leaf;
+	struct disk_device_details *details = details_of(d, &leaf);
+
+	details[0].snapshotted_time = le32_make(clock + 1);
+	details[4].creation_time = le32_make(clock);
+	reseal(d, leaf);
+	assert_says(d,
+		    "damage: details leaf %" PRIu64 ": device 1 was created at time 0 and "
+		    "snapshotted at %u, but the clock says %u",
+		    leaf, clock + 1, clock);
+	assert_says(d,
+		    "damage: details leaf %" PRIu64 ": device 5 was snapshotted at time %u, "
+		    "before it was created at %u",
+		    leaf, le32_get(details[4].snapshotted_time), clock);
+}
+
+static void clocks_make_sense(void **state)
+{
+	struct damaged *d = *state;
+	struct thin_disk_superblock *held = image_block(d->image, le64_get(d->sb->held_root));
+	uint32_t clock = le32_get(d->sb->time);
+
+	held->time = le32_make(clock + 1);
+	seal(held, SUPERBLOCK_CSUM_XOR);
+	assert_says(d,
+		    "damage: metadata snapshot %" PRIu64 ": the clock "
+		    "says %u, the pool's says %u",
+		    le64_get(d->sb->held_root), clock + 1, clock);
+	d->sb->time = le32_make(1u << 24);
+	reseal(d, 0);
+	assert_says(d, "damage: superblock: the clock says 16777216, at most 16777215 is possible");
+}
+
+static void ids_have_24_bits(void **state)
+{
+	struct damaged *d = *state;
+	struct disk_node_header *root = node_at(d, le64_get(d->sb->data_mapping_root));
+	mblock_t leaf = le64_get(values_of(root)[le32_get(root->nr_entries) - 1]);
+	struct disk_node_header *node = node_at(d, leaf);
+
+	keys_of(node)[le32_get(node->nr_entries) - 1] = le64_make(UINT64_C(1) << 24);
+	reseal(d, leaf);
+	assert_says(d, "damage: top-level leaf %" PRIu64 ": device id 16777216 is above 16777215",
+		    leaf);
+}
+
+static void entries_of_ref_count_trees_make_sense(void **state)
+{
+	struct damaged *d = *state;
+	struct disk_sm_root *map = (void *)d->sb->data_sm_root;
+	struct disk_node_header *root = node_at(d, le64_get(map->ref_count_root)), *node;
+	mblock_t leaf = le64_get(values_of(root)[le32_get(root->nr_entries) - 1]);
+	uint64_t block;
+	struct le32 *counts;
+	uint32_t nr;
+
+	node = node_at(d, leaf);
+	counts = (void *)(keys_of(node) + NODE_MAX_ENTRIES(sizeof(*counts)));
+	nr = le32_get(node->nr_entries);
+	block = le64_get(keys_of(node)[0]);
+	counts[0] = le32_make(2);
+	keys_of(node)[nr - 1] = le64_make(RICH_DATA_BLOCKS);
+	reseal(d, leaf);
+	assert_says(d,
+		    "damage: data ref count leaf %" PRIu64 ": block %" PRIu64
+		    " has count 2, which belongs into a bitmap",
+		    leaf, block);
+	assert_says(d,
+		    "damage: data ref count leaf %" PRIu64
+		    ": counts block 20000, but the data map ends at 20000",
+		    leaf);
+}
+
+static void space_maps_share_nothing(void **state)
+{
+	struct damaged *d = *state;
+	struct disk_sm_root *map = (void *)d->sb->data_sm_root;
+	mblock_t root = le64_get(map->ref_count_root);
+	struct disk_node_header *node = node_at(d, root);
+
+	values_of(node)[1] = values_of(node)[0];
+	reseal(d, root);
+	assert_says(d,
+		    "damage: data ref count node %" PRIu64 ": refers to block %" PRIu64
+		    ", which is in use already",
+		    root, le64_get(values_of(node)[0]));
+}
+
 static void leaves_have_one_depth(void **state)
 {
 	struct damaged *d = *state;
@@ -486,6 +597,7 @@ int main(void)
 {
 	struct CMUnitTest tests[] = {
 		cmocka_unit_test(fresh_metadata_is_clean),
+		cmocka_unit_test(many_users_of_a_block_are_counted),
 		cmocka_unit_test(blank_device_was_never_formatted),
 		cmocka_unit_test(tiny_device_has_no_superblock),
 		cmocka_unit_test(unreadable_block_is_an_error),
@@ -499,6 +611,11 @@ int main(void)
 		DAMAGED(nodes_are_not_too_empty),
 		DAMAGED(nothing_was_mapped_in_the_future),
 		DAMAGED(nothing_in_a_snapshot_is_younger_than_it),
+		DAMAGED(times_of_devices_make_sense),
+		DAMAGED(clocks_make_sense),
+		DAMAGED(ids_have_24_bits),
+		DAMAGED(entries_of_ref_count_trees_make_sense),
+		DAMAGED(space_maps_share_nothing),
 		DAMAGED(leaves_have_one_depth),
 		DAMAGED(device_sizes_are_compared),
 		DAMAGED(huge_claims_cost_nothing),
