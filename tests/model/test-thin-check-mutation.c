@@ -354,7 +354,7 @@ static void try_field(struct mutation *m, const struct field *f)
 	};
 
 	for (unsigned i = 0; i < ARRAY_SIZE(values); i++)
-		if (m->all || i < 2 || !prng_below(&m->prng, 5))
+		if (m->all || i < 2 || !prng_below(&m->prng, 8))
 			try_value(m, f, values[i]);
 }
 
@@ -455,7 +455,7 @@ static void mutate_all(struct io_device *meta, uint64_t nr_data_blocks, uint64_t
 	mutation_begin(&m, meta, nr_data_blocks);
 	add_all_fields(&m);
 	m.all = nr_shown > SAMPLE;
-	m.sample = MAX(m.nr_fields * (m.all ? 10 : 4) / MAX(nr_shown, 1), 1);
+	m.sample = MAX(m.nr_fields * (m.all ? 10 : 3) / MAX(nr_shown, 1), 1);
 	for (size_t i = 0; i < m.nr_fields; i++)
 		try_field(&m, &m.fields[i]);
 	mutation_end(&m);
