@@ -223,11 +223,10 @@ static int copy_block(struct catalog *c, vblock_t v, dblock_t source, dblock_t t
 	return 0;
 }
 
-/* May the spare's data block be written?  Not if another device refers to it too. */
+/* May the spare's data block be written?  Not if a snapshot of the catalog may refer to it too. */
 static int spare_usable(struct catalog *c, dblock_t *ret_dblock, bool *ret_usable)
 {
 	struct thin_run run;
-	bool shared = false;
 	int r;
 
 	*ret_usable = false;
@@ -236,13 +235,8 @@ static int spare_usable(struct catalog *c, dblock_t *ret_dblock, bool *ret_usabl
 	r = thin_find_run(c->td, c->spare, 1, &run);
 	if (r || !run.mapped)
 		return r;
-	if (run.shared) {
-		r = thin_metadata_data_block_is_shared(c->tmd, run.dblock, &shared);
-		if (r)
-			return r;
-	}
 	*ret_dblock = run.dblock;
-	*ret_usable = !shared;
+	*ret_usable = !run.shared;
 	return 0;
 }
 

@@ -300,15 +300,42 @@ static bool segment_lock(struct pool *pool, struct segment *seg, struct io_queue
 	return segment_run(pool, seg, q);
 }
 
+/* Worker only: so that a volume is not made smaller in between. */
+static int volume_grow(struct pool *pool, struct volume *v, uint64_t size_bytes)
+{
+	int r = pool_check_writable(pool);
+
+	if (size_bytes <= volume_size(v))
+		return 0;
+	if (!r && !pool->has_catalog)
+		r = -EFBIG; /* nowhere to record it */
+	if (r)
+		return r;
+	atomic_store(&v->size_dirty, true);
+	atomic_store(&pool->sizes_dirty, true);
+	atomic_store(&v->size_bytes, size_bytes);
+	return 0;
+}
+
 static bool segment_enter(struct pool *pool, struct segment *seg, struct io_queue *q)
 {
 	struct volume *v = segment_volume(seg);
-	bool exclusive = seg->exclusive;
+	bool exclusive = seg->exclusive, write = request_io(seg->request)->op == POOL_WRITE;
+	int r;
 
 	atomic_fetch_add(&v->in_flight, 1);
 	if (unlikely(atomic_load(&v->gate_closed)) && !seg->request->past_gate &&
 	    gate_park(pool, v, seg))
 		return exclusive;
+	if (unlikely(write && q == pool->worker->q && seg->end > volume_size(v))) {
+		/* Made smaller while the write waited: nothing may stay behind the end. */
+		r = volume_grow(pool, v, seg->end);
+		if (r) {
+			gate_leave(pool, v);
+			segment_abandon(pool, seg, r);
+			return true;
+		}
+	}
 	return segment_lock(pool, seg, q);
 }
 
@@ -662,22 +689,10 @@ static void read_start(struct pool *pool, struct request *req, struct io_queue *
 static void write_growing(struct pool *pool, struct work *work)
 {
 	struct request *req = container_of(work, struct request, work);
-	struct volume *v = request_io(req)->volume;
+	int r = volume_grow(pool, request_io(req)->volume, req->end);
 
-	if (req->end > volume_size(v)) {
-		int r = pool_check_writable(pool);
-
-		if (!r && !pool->has_catalog)
-			r = -EFBIG; /* nowhere to record it */
-		if (r) {
-			request_fail(req, r);
-			req->pos = req->end;
-		} else {
-			atomic_store(&v->size_dirty, true);
-			atomic_store(&pool->sizes_dirty, true);
-			atomic_store(&v->size_bytes, req->end);
-		}
-	}
+	if (r)
+		request_fail(req, r);
 	request_carve(pool, req, pool->worker->q);
 }
 
@@ -705,7 +720,7 @@ static void range_start(struct pool *pool, struct request *req, struct io_queue 
 	req->pos = io->offset;
 	req->end = io->offset + io->length;
 	if (io->op != POOL_ALLOCATE) {
-		if (pool->options.discard == POOL_DISCARD_IGNORE) {
+		if (pool->options.discard == POOL_DISCARD_IGNORE && !req->past_gate) {
 			request_refuse(pool, req, -EOPNOTSUPP);
 			return;
 		}

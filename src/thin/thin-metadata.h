@@ -201,7 +201,10 @@ void thin_metadata_take_freed(struct thin_metadata *tmd,
 			      void (*fn)(void *ctx, dblock_t begin, dblock_t end), void *ctx)
 	TP_EXCLUDES(lc_meta_root);
 
-/* Does more than one mapping refer to the block?  Exact, unlike thin_run.shared. */
+/*
+ * Do more leaves than one refer to the block?  A leaf that a snapshot shares counts once, so
+ * false does not allow to write in place to what thin_run.shared says is shared.
+ */
 int thin_metadata_data_block_is_shared(struct thin_metadata *tmd, dblock_t block, bool *ret_shared)
 	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
 
