@@ -47,6 +47,7 @@ struct daemon {
 	char metadata_path[4096], data_path[4096], socket_path[128];
 	struct fuse_virtual_file files[2];
 	struct io_watch signals, mount_end;
+	const char *pooldir, *mountpoint; /* borrowed from the options */
 	bool stopping;
 	const char *why;
 };
@@ -227,14 +228,16 @@ int daemon_start(const struct daemon_options *options, struct daemon **ret_d,
 		(void)daemon_stop(d); /* the reason to tell is why it did not start */
 		return r;
 	}
-	log_info("serving %s at %s, pid %d", options->pooldir, options->mountpoint, (int)getpid());
-	notify_send("READY=1\nSTATUS=serving %s at %s", options->pooldir, options->mountpoint);
+	d->pooldir = options->pooldir;
+	d->mountpoint = options->mountpoint;
 	*ret_d = d;
 	return 0;
 }
 
 void daemon_run(struct daemon *d)
 {
+	log_info("serving %s at %s, pid %d", d->pooldir, d->mountpoint, (int)getpid());
+	notify_send("READY=1\nSTATUS=serving %s at %s", d->pooldir, d->mountpoint);
 	while (!d->stopping)
 		io_queue_run(d->q, UINT64_MAX);
 	log_info("stopping: %s", d->why);

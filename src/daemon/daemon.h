@@ -17,7 +17,7 @@ struct daemon;
 
 struct daemon_options {
 	struct config config;
-	const char *pooldir, *mountpoint; /* absolute; borrowed */
+	const char *pooldir, *mountpoint; /* absolute; borrowed until daemon_stop() */
 	bool read_only;
 };
 
@@ -25,7 +25,7 @@ struct daemon_options {
 int daemon_start(const struct daemon_options *options, struct daemon **ret_d,
 		 struct tp_error *error) TP_MUST_CHECK;
 
-/* Serve until SIGTERM, SIGINT or an unmount.  The caller has blocked these signals. */
+/* Say that the daemon is ready, and serve until SIGTERM, SIGINT or an unmount.  The caller has blocked these signals. */
 void daemon_run(struct daemon *d);
 
 /*
