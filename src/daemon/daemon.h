@@ -25,7 +25,8 @@ struct daemon_options {
 int daemon_start(const struct daemon_options *options, struct daemon **ret_d,
 		 struct tp_error *error) TP_MUST_CHECK;
 
-/* Say that the daemon is ready, and serve until SIGTERM, SIGINT or an unmount.  The caller has blocked these signals. */
+/* Say that the daemon is ready, and serve until SIGTERM, SIGINT or an unmount.  The caller has
+ * blocked these signals. */
 void daemon_run(struct daemon *d);
 
 /*
