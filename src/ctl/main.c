@@ -116,6 +116,21 @@ enum ctl_exit ctl_exit_of(int r)
 
 /* ---- one verb ---- */
 
+/* The one line that a mistake on the command line gets. */
+static TP_NORETURN void usage_error(struct argp_state *state, const char *fmt, ...) TP_PRINTF(2, 3);
+
+static void usage_error(struct argp_state *state, const char *fmt, ...)
+{
+	va_list args;
+
+	fprintf(stderr, "%s: ", state->name);
+	va_start(args, fmt);
+	vfprintf(stderr, fmt, args);
+	va_end(args);
+	fputc('\n', stderr);
+	exit(CTL_USAGE);
+}
+
 struct parsing {
 	const struct verb *verb;
 	struct ctl_args args;
@@ -127,10 +142,10 @@ static void size_argument(struct argp_state *state, const char *option, const ch
 	int r = parse_size(text, ret_bytes);
 
 	if (r == -ERANGE)
-		argp_error(state, "%s \"%s\" is too large, or no whole number of bytes", option,
-			   text);
+		usage_error(state, "%s \"%s\" is too large, or no whole number of bytes", option,
+			    text);
 	else if (r)
-		argp_error(state, "%s \"%s\" is no size: write 10G, 512M, 64K ...", option, text);
+		usage_error(state, "%s \"%s\" is no size: write 10G, 512M, 64K ...", option, text);
 }
 
 static error_t parse_verb_option(int key, char *arg, struct argp_state *state)
@@ -146,12 +161,12 @@ static error_t parse_verb_option(int key, char *arg, struct argp_state *state)
 	case OPT_BLOCK_SIZE:
 		size_argument(state, "--block-size", arg, &a->block_size);
 		if (!a->block_size)
-			argp_error(state, "--block-size must not be 0");
+			usage_error(state, "--block-size must not be 0");
 		return 0;
 	case OPT_METADATA_SIZE:
 		size_argument(state, "--metadata-size", arg, &a->metadata_size);
 		if (!a->metadata_size)
-			argp_error(state, "--metadata-size must not be 0");
+			usage_error(state, "--metadata-size must not be 0");
 		return 0;
 	case OPT_DATA:
 		a->data = arg;
@@ -173,12 +188,12 @@ static error_t parse_verb_option(int key, char *arg, struct argp_state *state)
 		return 0;
 	case ARGP_KEY_ARG:
 		if (a->nr_args == p->verb->nr_args)
-			argp_error(state, "too many arguments: \"%s\"", arg);
+			usage_error(state, "too many arguments: \"%s\"", arg);
 		a->args[a->nr_args++] = arg;
 		return 0;
 	case ARGP_KEY_END:
 		if (a->nr_args < p->verb->nr_args)
-			argp_error(state, "expected %s", p->verb->arguments);
+			usage_error(state, "expected %s", p->verb->arguments);
 		return 0;
 	default:
 		return ARGP_ERR_UNKNOWN;

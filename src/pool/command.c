@@ -67,8 +67,9 @@ static int check_name(struct pool_command *cmd, const char *name)
 		return fail(cmd, r, "the name is longer than %d bytes", VOLUME_NAME_MAX);
 	if (r)
 		return fail(cmd, r,
-			    "not a name for a volume: it must be UTF-8 without \"/\" or control "
-			    "characters and not start with a dot");
+			    "\"%s\" is no name for a volume: it must be UTF-8 without \"/\" or "
+			    "control characters and not start with a dot",
+			    name);
 	return 0;
 }
 
