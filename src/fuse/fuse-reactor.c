@@ -56,9 +56,6 @@ enum { BATCH = 32 };
  */
 enum { SMALL_BATCH = 8, SMALL_BATCHES_MAX = 32 };
 
-/* In flight on one ring; more wait inside the queue. */
-enum { QUEUE_DEPTH = 256 };
-
 /* Long enough that a busy mount never pays for faulting its buffers in again. */
 #define IDLE_TRIM_USEC UINT64_C(5000000)
 
@@ -358,7 +355,8 @@ static void *worker_main(void *arg)
 
 	snprintf(name, sizeof(name), "fuse-%u", w->index);
 	pthread_setname_np(pthread_self(), name);
-	r = io_queue_create(QUEUE_DEPTH, &q);
+	/* The one that metadata is prefetched on, so that this loop sees the nodes arrive. */
+	r = io_queue_self(&q);
 	if (r) {
 		log_err("cannot make an I/O queue: %s, the mount ends", strerror(-r));
 		fuse_server_ended(w->server);
@@ -379,7 +377,6 @@ static void *worker_main(void *arg)
 	finish(w);
 	this_worker = NULL;
 	set_queue(w, NULL);
-	io_queue_destroy(q);
 	return NULL;
 }
 

@@ -32,7 +32,7 @@
 #include "util/clock.h"
 
 /* A thread's own queue serves whoever asks for it; deeper than one disk can use. */
-enum { SELF_DEPTH = 128 };
+enum { SELF_DEPTH = 256 };
 
 static void assert_owner(const struct io_queue *q)
 {
