@@ -49,7 +49,7 @@ def test_a_thousand_volumes(bench, seed):
         for name, (text, size) in want.items():
             assert listed[name]['size'] == size
             assert os.stat(d.vol(name)).st_size == size
-        for name in rng.sample(sorted(want), 200):
+        for name in rng.sample(sorted(want), min(200, len(want))):
             assert read_mark(d.vol(name)) == want[name][0], name
 
     check()
