@@ -49,18 +49,18 @@ def test_fio_verifies_volumes_and_snapshots_at_once(bench, seed):
         sections.append(job(name, target, seed + n, size=size, io_size=size // 2, **mixes[n % 4]))
     jobs = bench.tmp / 'jobs.fio'
     write_jobs(jobs, sections)
-    run('fio', jobs, timeout=500)
+    run('fio', jobs, timeout=500, cwd=bench.tmp)
 
     # Discards between writes: what is written after a trim must verify as well.
     sections = [job(f'trim{i}', targets[f'v{i}'], seed + 100 + i, size=size, io_size=size // 4,
                     rw='randtrimwrite', bs='64k', verify=0, do_verify=0, verify_backlog=0)
                 for i in range(2)]
     write_jobs(jobs, sections)
-    run('fio', jobs, timeout=500)
+    run('fio', jobs, timeout=500, cwd=bench.tmp)
     sections = [job(f'again{i}', targets[f'v{i}'], seed + 200 + i, size=size, io_size=size // 4,
                     bsrange='4k-64k') for i in range(2)]
     write_jobs(jobs, sections)
-    run('fio', jobs, timeout=500)
+    run('fio', jobs, timeout=500, cwd=bench.tmp)
 
     for lo in bench.loops:
         lo.detach()
