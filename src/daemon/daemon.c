@@ -256,6 +256,8 @@ int daemon_stop(struct daemon *d)
 		io_queue_unwatch(d->q, &d->mount_end);
 		close(d->signals.fd);
 	}
+	if (d->pool)
+		pool_stop_waiting(d->pool); /* the end of service awaits every request */
 	/* The server itself goes last: events of the pool's end may still name it. */
 	fuse = d->fuse;
 	fuse_server_stop(fuse, STOP_GRACE_USEC);

@@ -59,6 +59,7 @@ struct pool {
 
 	_Atomic enum pool_mode mode; /* changed by the worker, under LC_pool */
 	atomic_bool needs_check;
+	atomic_bool never_wait;  /* pool_stop_waiting() */
 	atomic_bool sizes_dirty; /* some volume's size_dirty is set: a commit is needed */
 
 	/* The volume half's.  Guarded by catalog_lock (LC_catalog) as volume.c says. */

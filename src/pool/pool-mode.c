@@ -178,6 +178,12 @@ uint64_t low_space_deadline(const struct pool *pool)
 						     : pool->worker->no_space_deadline_usec;
 }
 
+void pool_stop_waiting(struct pool *pool)
+{
+	atomic_store(&pool->never_wait, true);
+	pool_wake_worker(pool);
+}
+
 /* Nothing is left that could give a block back: wait or fail, as configured. */
 static void out_of_data_space(struct pool *pool)
 {
@@ -188,7 +194,8 @@ static void out_of_data_space(struct pool *pool)
 		pool_set_mode(pool, POOL_MODE_OUT_OF_DATA_SPACE,
 			      "no data space is left: new blocks are refused until something is "
 			      "deleted or discarded");
-	if (pool->options.queue_if_no_space && !w->no_space_expired) {
+	if (pool->options.queue_if_no_space && !w->no_space_expired &&
+	    !atomic_load(&pool->never_wait)) {
 		if (!pool->options.no_space_timeout_usec)
 			return;
 		if (w->no_space_deadline_usec == UINT64_MAX)

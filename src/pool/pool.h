@@ -70,6 +70,12 @@ int pool_open(const struct pool_options *options, struct pool **ret_pool,
  */
 int pool_close(struct pool *pool) TP_EXCLUDES_ALL;
 
+/*
+ * Any thread.  Requests that wait for data space fail with -ENOSPC, now and later: whoever
+ * is about to close the pool waits for them otherwise.
+ */
+void pool_stop_waiting(struct pool *pool) TP_EXCLUDES(lc_io);
+
 /* ---- volumes ---- */
 
 struct volume_info {

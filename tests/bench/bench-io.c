@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0-or-later
+/* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * bench-io.c - what a 4 KiB random read costs through an io_queue, and without it
  *

@@ -2,6 +2,7 @@
 """Many volumes, and what the directory promises about each."""
 import os
 import random
+import subprocess
 
 import pytest
 
@@ -191,3 +192,33 @@ def test_read_only_changes_nothing(bench):
     assert bench.ctl('create', d.vol('w'), '--size', '1M', check=False).returncode == 1
     d.stop()
     assert [run('sha256sum', d.pooldir / n).stdout for n in ('metadata', 'data')] == sums
+
+
+@pytest.mark.quick
+def test_a_full_pool_with_waiting_writers_can_be_stopped(bench):
+    d = bench.serve(bench.format('pool', '64M'))
+    bench.ctl('create', d.vol('v'), '--size', '1G')
+    writer = bench.popen('dd', 'if=/dev/zero', f'of={d.vol("v")}', 'bs=1M', 'count=200', 'conv=notrunc',
+                         stderr=subprocess.DEVNULL)
+    wait_for('the pool to be full', lambda: d.status()['mode'] == 'out_of_data_space')
+    assert writer.poll() is None
+    # Deleting ends the fullness only for others; the writer has its volume open.
+    d.stop('SIGTERM')
+    assert writer.wait(30) != 0
+    bench.check_clean(d.pooldir)
+
+
+@pytest.mark.quick
+def test_a_full_pool_goes_on_after_a_delete(bench):
+    d = bench.serve(bench.format('pool', '64M'))
+    for name in ('ballast', 'v'):
+        bench.ctl('create', d.vol(name), '--size', '1G')
+    run('dd', 'if=/dev/zero', f'of={d.vol("ballast")}', 'bs=1M', 'count=40', 'conv=notrunc,fsync')
+    writer = bench.popen('dd', 'if=/dev/urandom', f'of={d.vol("v")}', 'bs=1M', 'count=40',
+                         'conv=notrunc,fsync', stderr=subprocess.DEVNULL)
+    wait_for('the pool to be full', lambda: d.status()['mode'] == 'out_of_data_space')
+    bench.ctl('delete', d.vol('ballast'))
+    assert writer.wait(60) == 0
+    wait_for('the pool to be writable', lambda: d.status()['mode'] == 'rw')
+    d.stop()
+    bench.check_clean(d.pooldir)

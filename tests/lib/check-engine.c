@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0-or-later
+/* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * check-engine.c - what others do with a damaged image: thinmeta.py, and the engine
  */

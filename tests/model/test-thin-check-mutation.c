@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0-or-later
+/* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * The checker against damage: every field of every kind of block is changed, one at a time, with
  * the checksum made good again.

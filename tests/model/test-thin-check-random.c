@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0-or-later
+/* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * The checker and the engine against arbitrary damage: several blocks at once, of any kind, with
  * checksums that are right.  Whatever is done to an image, the checker ends and says so if

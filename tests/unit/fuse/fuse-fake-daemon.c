@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0-or-later
+/* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * fuse-fake-daemon.c - the FUSE layer over a pool in memory, driven by lines on standard input
  *
