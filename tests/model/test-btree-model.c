@@ -566,5 +566,6 @@ int main(void)
 		cmocka_unit_test(small_trees),
 	};
 
+	cmocka_set_message_output(CM_OUTPUT_TAP);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

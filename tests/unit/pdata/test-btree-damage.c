@@ -457,5 +457,6 @@ int main(void)
 		TEST(random_damage_never_crashes_or_hangs),
 	};
 
+	cmocka_set_message_output(CM_OUTPUT_TAP);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

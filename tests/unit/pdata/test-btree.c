@@ -686,5 +686,6 @@ int main(void)
 		TEST(readers_are_undisturbed_by_changes_and_commits),
 	};
 
+	cmocka_set_message_output(CM_OUTPUT_TAP);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -274,5 +274,6 @@ int main(void)
 		TEST(nothing_stays_locked_after_an_error),
 	};
 
+	cmocka_set_message_output(CM_OUTPUT_TAP);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
