@@ -35,7 +35,6 @@ enum {
 		"json", OPT_JSON, NULL, 0, "Print JSON", 0 \
 	}
 
-static const struct argp_option no_options[] = { { 0 } };
 static const struct argp_option json_options[] = { OPTION_JSON, { 0 } };
 static const struct argp_option format_options[] = {
 	{ "size", OPT_SIZE, "SIZE", 0, "Room for data; block devices default to their size", 0 },
@@ -70,14 +69,13 @@ struct verb {
 
 static const struct verb verbs[] = {
 	{ "format", "POOLDIR", "Make a new pool in a directory", 1, format_options, ctl_format },
-	{ "check", "POOLDIR", "Verify the metadata of a pool that is not in use", 1, no_options,
+	{ "check", "POOLDIR", "Verify the metadata of a pool that is not in use", 1, NULL,
 	  ctl_check },
 	{ "create", "MNT/VOLUME", "Create a volume", 1, create_options, ctl_create },
 	{ "snapshot", "MNT/VOLUME MNT/SNAPSHOT", "Take a snapshot of a volume", 2, snapshot_options,
 	  ctl_snapshot },
-	{ "delete", "MNT/VOLUME", "Delete a volume that nobody has open", 1, no_options,
-	  ctl_delete },
-	{ "rename", "MNT/VOLUME MNT/NEW", "Rename a volume", 2, no_options, ctl_rename },
+	{ "delete", "MNT/VOLUME", "Delete a volume that nobody has open", 1, NULL, ctl_delete },
+	{ "rename", "MNT/VOLUME MNT/NEW", "Rename a volume", 2, NULL, ctl_rename },
 	{ "resize", "MNT/VOLUME SIZE", "Change what a volume claims to be", 2, resize_options,
 	  ctl_resize },
 	{ "list", "MNT", "List the volumes of a pool", 1, json_options, ctl_list },
