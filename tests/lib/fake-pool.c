@@ -166,11 +166,13 @@ int volume_open(struct volume *v, bool for_writing)
 
 void volume_close(struct volume *v)
 {
-	pthread_mutex_lock(&v->pool->lock);
+	struct pool *pool = v->pool; /* @v may be gone before the lock is dropped */
+
+	pthread_mutex_lock(&pool->lock);
 	TP_INVARIANT(v->opens && v->refs);
 	v->opens--;
 	free_if_unused_locked(v);
-	pthread_mutex_unlock(&v->pool->lock);
+	pthread_mutex_unlock(&pool->lock);
 }
 
 int pool_volume_next(struct pool *pool, thin_id_t from, struct volume_info *ret_info)

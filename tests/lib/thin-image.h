@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * thin-image.h - metadata in memory, shown to the tools that everybody else uses
+ * thin-image.h - metadata in memory, shown to our checker and to everybody else's
  */
 #ifndef TP_TESTS_THIN_IMAGE_H
 #define TP_TESTS_THIN_IMAGE_H
@@ -18,8 +18,8 @@ struct thin_image thin_image_save(struct io_device *mem);
 void thin_image_remove(struct thin_image *image);
 
 /*
- * Do thin_check and tests/tools/thinmeta.py (with --strict: accounting hints too) find nothing?
- * What they say goes to stderr if not.
+ * Do our checker, thin_check and tests/tools/thinmeta.py find nothing, not even a wrong
+ * accounting hint?  What they say goes to stderr if not.
  */
 bool thin_image_is_clean(const struct thin_image *image);
 
