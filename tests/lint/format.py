@@ -5,6 +5,7 @@
 Usage: format.py ROOT      Exit 0, or 1 with one line per violation.
 """
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -43,6 +44,9 @@ def violations(root):
 
 
 if __name__ == '__main__':
+    if not shutil.which(CLANG_FORMAT):
+        print(f'format: skipped, needs {CLANG_FORMAT}')
+        sys.exit(77)
     found = list(violations(pathlib.Path(sys.argv[1]).resolve()))
     print('\n'.join(found) or 'format: ok')
     sys.exit(bool(found))
