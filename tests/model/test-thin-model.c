@@ -565,6 +565,7 @@ static void set_fault(struct run *run)
 {
 	static const unsigned ops[] = { FAULT_OP(IO_READ), FAULT_OP(IO_WRITE), FAULT_OP(IO_FLUSH) };
 
+	fault_device_clear(run->meta); /* one that was never reached */
 	fault_device_fail_nth(run->meta, ops[below(run, 3)], 1 + below(run, 30));
 	run->nr_faults++;
 }
