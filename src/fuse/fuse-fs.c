@@ -226,7 +226,7 @@ static void submit_command(struct fuse_slot *slot)
 	pool_command_submit(slot->server->pool, &slot->command);
 }
 
-static void plain_done(struct pool_command *cmd, int r)
+void fuse_command_done(struct pool_command *cmd, int r)
 {
 	end_with_error(container_of(cmd, struct fuse_slot, command), r);
 }
@@ -320,7 +320,7 @@ static void op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
 	if (r)
 		reply_error(req, r);
 	else
-		submit_command(command_slot(req, POOL_DELETE, name, NULL, plain_done));
+		submit_command(command_slot(req, POOL_DELETE, name, NULL, fuse_command_done));
 }
 
 static void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t new_parent,
@@ -338,7 +338,7 @@ static void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_
 		reply_error(req, r);
 		return;
 	}
-	slot = command_slot(req, POOL_RENAME, name, new_name, plain_done);
+	slot = command_slot(req, POOL_RENAME, name, new_name, fuse_command_done);
 	if (flags & RENAME_NOREPLACE)
 		slot->command.flags |= POOL_CMD_NO_REPLACE;
 	if (flags & RENAME_EXCHANGE)
@@ -513,7 +513,7 @@ static void op_fsyncdir(fuse_req_t req, fuse_ino_t ino, int data_only, struct fu
 	if (request_server(req)->read_only)
 		fuse_reply_err(req, 0);
 	else
-		submit_command(command_slot(req, POOL_COMMIT, "", NULL, plain_done));
+		submit_command(command_slot(req, POOL_COMMIT, "", NULL, fuse_command_done));
 }
 
 /* ---------------------------------------------------------- the file system */

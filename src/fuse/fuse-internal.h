@@ -326,6 +326,9 @@ void fuse_op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name);
 
 /* ---- fuse-fs.c ---- */
 
+/* Answer a command that returns nothing but its outcome: for pool_command.done. */
+void fuse_command_done(struct pool_command *cmd, int r);
+
 /* All operations; those of fuse-io.c included. */
 extern const struct fuse_lowlevel_ops fuse_operations;
 

@@ -463,7 +463,7 @@ static int resize_quiet(struct pool *pool, struct pool_command *cmd, struct volu
 	return put_record(pool, v);
 }
 
-static int find_to_resize(struct pool *pool, struct pool_command *cmd, struct volume **ret_v)
+static int find_by_name_or_id(struct pool *pool, struct pool_command *cmd, struct volume **ret_v)
 {
 	if (!(cmd->flags & POOL_CMD_BY_ID))
 		return find(pool, cmd, cmd->name, ret_v);
@@ -476,7 +476,7 @@ static int do_resize(struct pool *pool, struct pool_command *cmd)
 	struct volume *v;
 	int r;
 
-	r = find_to_resize(pool, cmd, &v);
+	r = find_by_name_or_id(pool, cmd, &v);
 	if (!r)
 		r = check_catalog(pool, cmd);
 	if (!r)
@@ -496,6 +496,60 @@ static int do_resize(struct pool *pool, struct pool_command *cmd)
 	else if (!r && cmd->size_bytes != volume_size(v))
 		r = resize_quiet(pool, cmd, v);
 	pool_resume_volume(pool, v);
+	return r;
+}
+
+/*
+ * Have every write that was let through before come to its end, in two rounds: one that met a
+ * closed gate goes on when the first round opens it.
+ */
+static int settle_writes(struct pool *pool, struct volume *v)
+{
+	int r = 0;
+
+	for (unsigned round = 0; round < 2 && !r; round++) {
+		r = pool_quiesce_volume(pool, v);
+		pool_resume_volume(pool, v);
+	}
+	return r;
+}
+
+/* Room for the record has been made. */
+static int put_read_only(struct pool *pool, struct volume *v, bool read_only)
+{
+	lock_catalog(&pool->catalog_lock);
+	if (read_only)
+		v->entry.now.flags |= CATALOG_READ_ONLY;
+	else
+		v->entry.now.flags &= ~CATALOG_READ_ONLY;
+	unlock_catalog(&pool->catalog_lock);
+	atomic_store(&v->read_only, read_only);
+	return put_record(pool, v);
+}
+
+/* It holds for those too who have the volume open: their next write is refused. */
+static int do_set_read_only(struct pool *pool, struct pool_command *cmd)
+{
+	bool read_only = cmd->flags & POOL_CMD_READ_ONLY, was;
+	struct volume *v;
+	int r;
+
+	r = find_by_name_or_id(pool, cmd, &v);
+	if (!r)
+		r = check_catalog(pool, cmd);
+	if (!r)
+		r = check_writable(pool, cmd);
+	if (r)
+		return r;
+	was = atomic_exchange(&v->read_only, read_only || atomic_load(&v->read_only));
+	if (was == read_only)
+		return 0;
+	r = read_only ? settle_writes(pool, v) : 0;
+	if (!r)
+		r = make_room(pool, cmd, &v->id, 1);
+	if (!r)
+		return put_read_only(pool, v, read_only);
+	atomic_store(&v->read_only, was);
 	return r;
 }
 
@@ -520,6 +574,8 @@ static int execute(struct pool *pool, struct pool_command *cmd)
 		return do_rename(pool, cmd);
 	case POOL_RESIZE:
 		return do_resize(pool, cmd);
+	case POOL_SET_READ_ONLY:
+		return do_set_read_only(pool, cmd);
 	case POOL_COMMIT:
 		return do_commit(pool, cmd);
 	}

@@ -166,22 +166,23 @@ int pool_io_run(struct pool *pool, struct io_queue *q, struct pool_io *io)
 /* ---- commands: changes to the set of volumes ---- */
 
 enum pool_command_op {
-	POOL_CREATE,   /* name, size_bytes */
-	POOL_SNAPSHOT, /* name (of the origin), new_name; a consistent cut */
-	POOL_DELETE,   /* name */
-	POOL_RENAME,   /* name, new_name */
-	POOL_RESIZE,   /* name or id, size_bytes */
+	POOL_CREATE,        /* name, size_bytes */
+	POOL_SNAPSHOT,      /* name (of the origin), new_name; a consistent cut */
+	POOL_DELETE,        /* name */
+	POOL_RENAME,        /* name, new_name */
+	POOL_RESIZE,        /* name or id, size_bytes */
+	POOL_SET_READ_ONLY, /* name or id; POOL_CMD_READ_ONLY: refuse writes, else allow them */
 	POOL_COMMIT,
 };
 
 enum pool_command_flags {
-	POOL_CMD_READ_ONLY = 1 << 0, /* snapshot: make it read-only */
+	POOL_CMD_READ_ONLY = 1 << 0, /* snapshot, set read-only: make it so */
 	POOL_CMD_SHRINK = 1 << 1,    /* resize: allow it to lose data past the new end */
 	POOL_CMD_IF_CLOSED =
 		1 << 2, /* delete, rename over: -EBUSY when open, else keep until last close */
 	POOL_CMD_NO_REPLACE = 1 << 3, /* rename: -EEXIST when new_name exists */
-	POOL_CMD_BY_ID = 1 << 4,      /* resize: by id, not by name (an unlinked volume has none) */
-	POOL_CMD_EXCHANGE = 1 << 5,   /* rename: swap the two names */
+	POOL_CMD_BY_ID = 1 << 4,    /* resize, set read-only: by id (an unlinked one has no name) */
+	POOL_CMD_EXCHANGE = 1 << 5, /* rename: swap the two names */
 };
 
 /*

@@ -139,6 +139,7 @@ static TP_REQUIRES(lc_catalog) void restore(struct pool *pool, struct volume *v)
 		atomic_store(&v->size_bytes, e->committed.size_bytes);
 		volumes_queue_event(pool, POOL_EVENT_VOLUME_RESIZED, v->id, e->committed.name);
 	}
+	atomic_store(&v->read_only, (e->committed.flags & CATALOG_READ_ONLY) != 0);
 	/* The name in the table is the same (see withdraw()), or there is none. */
 	e->now = e->committed;
 	if (!was_live) {

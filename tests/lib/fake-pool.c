@@ -502,6 +502,16 @@ static int resize(struct pool *pool, struct pool_command *cmd)
 	return 0;
 }
 
+static int set_read_only(struct pool *pool, struct pool_command *cmd)
+{
+	struct volume *v = cmd->id < MAX_VOLUMES ? pool->volumes[cmd->id] : NULL;
+
+	if (!v)
+		return -ENOENT;
+	v->read_only = cmd->flags & POOL_CMD_READ_ONLY;
+	return 0;
+}
+
 static int carry_out_locked(struct pool *pool, struct pool_command *cmd)
 {
 	if (pool->options.read_only)
@@ -517,6 +527,8 @@ static int carry_out_locked(struct pool *pool, struct pool_command *cmd)
 		return rename_to(pool, cmd);
 	case POOL_RESIZE:
 		return resize(pool, cmd);
+	case POOL_SET_READ_ONLY:
+		return set_read_only(pool, cmd);
 	case POOL_COMMIT:
 		pool->commits++;
 		return 0;

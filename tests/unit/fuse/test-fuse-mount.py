@@ -283,13 +283,38 @@ def test_xattrs():
         same(os.getxattr(m.path, 'user.thinpool.socket'), b'/run/fake/socket')
         same(os.listxattr(m.path), ['user.thinpool.socket'])
         same(os.getxattr(m.f('vol'), 'user.thinpool.used'), str(BLOCK).encode())
-        same(set(os.listxattr(m.f('vol'))), {'user.thinpool.id', 'user.thinpool.used',
-                                             'user.thinpool.read-only'})
+        names = 'id', 'used', 'mapped', 'read_only', 'created'
+        same(set(os.listxattr(m.f('vol'))), {'user.thinpool.' + n for n in names})
+        same(os.getxattr(m.f('vol'), 'user.thinpool.mapped'), b'1')
         for path in m.path, m.f('vol'), m.f('.thinpool/status'):
             for name in ['security.capability', 'user.none', 'system.posix_acl_access',
                          'user.thinpool.none']:
                 fails((errno.ENODATA, errno.EOPNOTSUPP), os.getxattr, path, name)
         fails(errno.EOPNOTSUPP, os.setxattr, m.f('vol'), 'user.x', b'1')
+
+
+def test_read_only_can_be_set_and_nothing_else():
+    with mount() as m:
+        put(m.f('vol'), b'x')
+        name = 'user.thinpool.read_only'
+        same(os.getxattr(m.f('vol'), name), b'0')
+        fd = os.open(m.f('vol'), os.O_RDWR)
+        os.setxattr(m.f('vol'), name, b'1')
+        same(os.getxattr(m.f('vol'), name), b'1')
+        same(os.stat(m.f('vol')).st_mode & 0o777, 0o400)
+        fails(errno.EROFS, os.open, m.f('vol'), os.O_RDWR)
+        fails(errno.EROFS, os.pwrite, fd, b'y', 0)
+        os.setxattr(m.f('vol'), name, b'0')
+        os.pwrite(fd, b'y', 0)
+        os.close(fd)
+        for value in b'', b'2', b'yes', b'1\n', b'01':
+            fails(errno.EINVAL, os.setxattr, m.f('vol'), name, value)
+        fails(errno.EEXIST, os.setxattr, m.f('vol'), name, b'1', os.XATTR_CREATE)
+        for other in 'id', 'used', 'mapped', 'origin', 'created', 'none':
+            fails(errno.EPERM, os.setxattr, m.f('vol'), 'user.thinpool.' + other, b'1')
+        fails(errno.EPERM, os.setxattr, m.path, 'user.thinpool.socket', b'1')
+        fails(errno.EPERM, os.removexattr, m.f('vol'), name)
+        fails(errno.EOPNOTSUPP, os.removexattr, m.f('vol'), 'user.x')
 
 
 def direct_buffer(data):

@@ -419,6 +419,43 @@ static void what_was_cut_off_never_comes_back(void **state)
 	assert_int_equal(info_of(rig, "a").mapped_bytes, 0);
 }
 
+/* ---- read-only volumes ---- */
+
+static int set_read_only(const char *name, bool read_only)
+{
+	return run(rig, POOL_SET_READ_ONLY, read_only ? POOL_CMD_READ_ONLY : 0, name, "", 0);
+}
+
+static void a_volume_can_be_made_read_only_and_writable_again(void **state)
+{
+	static const struct fault broken = { .ops = FAULT_OP(IO_WRITE), .count = UINT64_MAX };
+	struct volume *v;
+
+	(void)state;
+	v = rig_create_volume(rig, "a", 2 * BLOCK);
+	assert_int_equal(rig_fill(rig, v, 0, BLOCK, 1), 0);
+	assert_int_equal(set_read_only("none", true), -ENOENT);
+	assert_int_equal(set_read_only("a", true), 0);
+	assert_true(info_of(rig, "a").read_only);
+	/* Who has it open is refused as well. */
+	assert_int_equal(rig_fill(rig, v, 0, BLOCK, 2), -EROFS);
+	assert_int_equal(rig_punch(rig, v, 0, BLOCK), -EROFS);
+	assert_int_equal(volume_open(v, true), -EROFS);
+	assert_int_equal(resize(rig, 0, "a", 3 * BLOCK), -EROFS);
+	rig_close_volume(v);
+	pool_rig_reopen(rig);
+	assert_true(info_of(rig, "a").read_only);
+	assert_true(reads_as(rig, "a", 0, BLOCK, 1));
+	assert_int_equal(set_read_only("a", false), 0);
+	pool_rig_reopen(rig);
+	assert_false(info_of(rig, "a").read_only);
+	fill("a", 0, BLOCK, 2);
+	/* What a failed commit takes back. */
+	fault_device_add(rig->meta, &broken);
+	assert_int_equal(set_read_only("a", true), -EIO);
+	assert_false(info_of(rig, "a").read_only);
+}
+
 /* ---- commits ---- */
 
 static void commands_that_wait_share_a_commit(void **state)
@@ -787,6 +824,7 @@ int main(void)
 		TEST(exchange_swaps_two_names),
 		TEST(a_volume_grows_and_reads_zeros_there),
 		TEST(what_was_cut_off_never_comes_back),
+		TEST(a_volume_can_be_made_read_only_and_writable_again),
 		TEST(commands_that_wait_share_a_commit),
 		TEST(a_command_sees_what_the_one_before_it_did),
 		TEST(a_commit_is_a_command_too),
