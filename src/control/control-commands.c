@@ -10,10 +10,12 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "control/status-document.h"
 #include "thinpoold/control.h"
+#include "util/utf8.h"
 
 #define VARLINK "org.varlink.service"
 
@@ -21,8 +23,19 @@ static const char interface_description[] =
 	"# Thin volumes of one pool.  Sizes are bytes.\n"
 	"interface " CONTROL_INTERFACE "\n"
 	"\n"
-	"method GetStatus() -> (status: object)\n"
-	"method List() -> (volumes: []object)\n"
+	"type Volume (\n"
+	"  name: string, id: int, size: int, used: int, origin: ?string,\n"
+	"  read_only: bool, created: int, open: bool\n"
+	")\n"
+	"\n"
+	"method GetStatus() -> (\n"
+	"  mode: string, reason: string, needs_check: bool, version: string, pid: int,\n"
+	"  transaction_id: int, block_size: int, data_used: int, data_total: int,\n"
+	"  data_allocated: int, metadata_used: int, metadata_total: int,\n"
+	"  metadata_reserve: int, read_only: bool, catalog: bool, virtual_total: int,\n"
+	"  cache: object, statistics: object\n"
+	")\n"
+	"method List() -> (volumes: []Volume)\n"
 	"method Create(name: string, size: int) -> (id: int)\n"
 	"method Snapshot(origin: string, name: string, read_only: ?bool) -> (id: int)\n"
 	"method Delete(name: string) -> ()\n"
@@ -35,9 +48,32 @@ static const char interface_description[] =
 	"error NoSpace (message: string)\n"
 	"error Failed (message: string)\n";
 
+json_t *control_text(const char *text)
+{
+	size_t left = strlen(text), nr;
+	json_t *string;
+	char *copy, *p;
+
+	if (utf8_is_valid(text, left))
+		return json_string(text);
+	copy = strdup(text);
+	if (!copy)
+		return NULL;
+	for (p = copy; left; p += nr, left -= nr) {
+		if (utf8_decode(p, left, &nr) < 0) {
+			*p = '?';
+			nr = 1;
+		}
+	}
+	string = json_string(copy);
+	free(copy);
+	return string;
+}
+
 json_t *control_reply_error(const char *error, const char *message)
 {
-	return json_pack("{ss s{ss}}", "error", error, "parameters", "message", message);
+	return json_pack("{s:s++ s:{s:o}}", "error", CONTROL_INTERFACE, ".", error, "parameters",
+			 "message", control_text(message));
 }
 
 static json_t *reply_parameters(json_t *parameters)
@@ -50,8 +86,8 @@ static json_t *reply_invalid(const char *parameter, const char *what)
 	char message[512];
 
 	snprintf(message, sizeof(message), "parameter \"%.64s\": %s", parameter, what);
-	return json_pack("{ss s{ss ss}}", "error", VARLINK ".InvalidParameter", "parameters",
-			 "parameter", parameter, "message", message);
+	return json_pack("{ss s{ss so}}", "error", VARLINK ".InvalidParameter", "parameters",
+			 "parameter", parameter, "message", control_text(message));
 }
 
 /* ---- methods ---- */
@@ -194,8 +230,8 @@ static const char *check_type(char type, json_t *value)
 	}
 }
 
-/* NULL: all is well. */
-static json_t *check_parameters(const struct method *m, json_t *parameters)
+/* False: *@ret_reply tells the mistake, or is NULL when there is no memory to tell it. */
+static bool check_parameters(const struct method *m, json_t *parameters, json_t **ret_reply)
 {
 	const char *key;
 	json_t *value;
@@ -209,8 +245,10 @@ static json_t *check_parameters(const struct method *m, json_t *parameters)
 		if (!value && type[1] == '?')
 			continue;
 		what = value ? check_type(*type, value) : "is missing";
-		if (what)
-			return reply_invalid(name, what);
+		if (what) {
+			*ret_reply = reply_invalid(name, what);
+			return false;
+		}
 	}
 	json_object_foreach(parameters, key, value)
 	{
@@ -218,10 +256,33 @@ static json_t *check_parameters(const struct method *m, json_t *parameters)
 
 		for (size_t i = 0; i < ARRAY_SIZE(m->parameters) && m->parameters[i]; i++)
 			known |= key_matches(m->parameters[i], key);
-		if (!known)
-			return reply_invalid(key, "is unknown to this method");
+		if (!known) {
+			*ret_reply = reply_invalid(key, "is unknown to this method");
+			return false;
+		}
 	}
-	return NULL;
+	return true;
+}
+
+/* What varlink has besides and we have not: calls without a reply, or with many. */
+static bool check_request(json_t *request, json_t **ret_reply)
+{
+	const char *key;
+	json_t *value;
+
+	json_object_foreach(request, key, value)
+	{
+		if (strcmp(key, "method") && strcmp(key, "parameters") && !json_is_false(value)) {
+			*ret_reply = reply_invalid(key, "is no part of a call");
+			return false;
+		}
+	}
+	value = json_object_get(request, "parameters");
+	if (value && !json_is_object(value)) {
+		*ret_reply = reply_invalid("parameters", "must be an object");
+		return false;
+	}
+	return true;
 }
 
 static const struct method *find_method(const char *name)
@@ -235,30 +296,30 @@ static const struct method *find_method(const char *name)
 bool control_call_begin(struct control_call *call, json_t *request)
 {
 	const char *name = json_string_value(json_object_get(request, "method"));
-	json_t *parameters = json_object_get(request, "parameters"), *none = NULL;
 	const struct method *m = name ? find_method(name) : NULL;
+	json_t *parameters = json_object_get(request, "parameters");
 
 	call->reply = NULL;
 	memset(&call->command, 0, sizeof(call->command));
 	if (!name) {
-		call->reply = control_reply_error(CONTROL_INTERFACE "." CONTROL_ERROR_FAILED,
-						  "a call needs a \"method\"");
-	} else if (!m) {
+		call->reply =
+			control_reply_error(CONTROL_ERROR_FAILED, "a call needs a \"method\"");
+		return true;
+	}
+	if (!m) {
 		call->reply = json_pack("{ss s{ss}}", "error", VARLINK ".MethodNotFound",
 					"parameters", "method", name);
-	} else if (parameters && !json_is_object(parameters)) {
-		call->reply = reply_invalid("parameters", "must be an object");
-	} else {
-		if (!parameters)
-			parameters = none = json_object();
-		call->reply = check_parameters(m, parameters);
-		if (!call->reply && m->query)
-			call->reply = m->query(call, parameters);
-		else if (!call->reply)
-			m->fill(&call->command, parameters);
-		json_decref(none);
+		return true;
 	}
-	return call->reply || !m || m->query;
+	/* No parameters are as good as an empty object: jansson takes NULL for one. */
+	if (!check_request(request, &call->reply) || !check_parameters(m, parameters, &call->reply))
+		return true;
+	if (m->query) {
+		call->reply = m->query(call, parameters);
+		return true;
+	}
+	m->fill(&call->command, parameters);
+	return false;
 }
 
 void control_call_finish(struct control_call *call, int r)
@@ -267,12 +328,13 @@ void control_call_finish(struct control_call *call, int r)
 		int r;
 		const char *error;
 	} errors[] = {
-		{ -ENOENT, CONTROL_ERROR_NOT_FOUND }, { -ENODATA, CONTROL_ERROR_NOT_FOUND },
-		{ -EEXIST, CONTROL_ERROR_EXISTS },    { -EBUSY, CONTROL_ERROR_BUSY },
+		{ -ENOENT, CONTROL_ERROR_NOT_FOUND },
+		{ -EEXIST, CONTROL_ERROR_EXISTS },
+		{ -EBUSY, CONTROL_ERROR_BUSY },
 		{ -ENOSPC, CONTROL_ERROR_NO_SPACE },
 	};
 	const struct pool_command *cmd = &call->command;
-	char error[64];
+	const char *error = CONTROL_ERROR_FAILED;
 
 	if (!r) {
 		bool id = cmd->op == POOL_CREATE || cmd->op == POOL_SNAPSHOT;
@@ -281,10 +343,9 @@ void control_call_finish(struct control_call *call, int r)
 						  : json_object());
 		return;
 	}
-	snprintf(error, sizeof(error), "%s.%s", CONTROL_INTERFACE, CONTROL_ERROR_FAILED);
 	for (size_t i = 0; i < ARRAY_SIZE(errors); i++)
 		if (errors[i].r == r)
-			snprintf(error, sizeof(error), "%s.%s", CONTROL_INTERFACE, errors[i].error);
+			error = errors[i].error;
 	call->reply =
 		control_reply_error(error, cmd->error.text[0] ? cmd->error.text : strerror(-r));
 }

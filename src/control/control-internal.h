@@ -20,12 +20,18 @@ struct control_call {
 /*
  * Start answering @request (a JSON object, borrowed).  Returns true with call->reply set, or
  * false when call->command was filled in and is to be submitted: then control_call_finish()
- * makes the reply.
+ * makes the reply.  A reply of NULL says that there was no memory for it.
  */
 bool control_call_begin(struct control_call *call, json_t *request);
 void control_call_finish(struct control_call *call, int r);
 
-/* The reply to something that is no call at all. */
+/* An error of ours (CONTROL_ERROR_FAILED ...) as a reply.  NULL: no memory. */
 json_t *control_reply_error(const char *error, const char *message);
+
+/*
+ * @text as a string, with a question mark for each byte that is no UTF-8: texts that are cut to
+ * a length, or quote what somebody sent, must not cost the whole document.  NULL: no memory.
+ */
+json_t *control_text(const char *text);
 
 #endif

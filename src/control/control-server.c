@@ -9,18 +9,24 @@
  *   busy      a pool command is under way; input waits in the socket
  *   writing   a reply has not left completely; input waits in the socket
  *
+ * So a connection holds one message and one reply at most, whatever its peer does;
+ * and after CALLS_A_ROUND calls the others have their turn.
+ *
  * A command ends on the pool worker, which only puts it on the list of finished
  * calls (lock class control) and wakes the queue; the reply is made here.
  *
  * Invariants
  *  1. A busy connection is never freed: when its peer has gone, it is marked and
  *     freed once the command has ended.
- *  2. The watch is armed for POLLIN in reading, POLLOUT in writing, nothing in busy.
+ *  2. The watch is armed for POLLIN in reading, POLLOUT in writing and when calls are
+ *     left over for the next round, nothing in busy.
+ *  3. A worker touches neither a connection nor the server once it has let go of the lock.
  */
 #define LOG_MODULE "control"
 #include "control/control-server.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,6 +42,9 @@
 #include "util/clock.h"
 #include "util/log.h"
 
+/* Each before the other connections, and the daemon's signals, are looked at. */
+enum { CALLS_A_ROUND = 16, ACCEPTS_A_ROUND = 16 };
+
 enum connection_state { CONN_READING, CONN_BUSY, CONN_WRITING };
 
 struct connection {
@@ -44,7 +53,8 @@ struct connection {
 	struct control_server *server;
 	struct io_watch watch;
 	enum connection_state state;
-	bool watching, gone;
+	bool watching;
+	bool gone; /* free it once the command has ended */
 	uint64_t last_active_usec;
 	struct control_call call;
 	int command_result;
@@ -59,6 +69,7 @@ struct control_server {
 	struct pool *pool;
 	char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
 	struct io_watch listening, finished_event;
+	int spare_fd; /* given up to refuse a client when the process has no other left */
 	LIST_HEAD(, connection) connections;
 	unsigned nr_connections;
 	struct tp_lock lock;
@@ -71,6 +82,8 @@ static void serve_connection(struct connection *c);
 
 static void connection_watch(struct connection *c, short events)
 {
+	if (c->watching && c->watch.events == events)
+		return;
 	if (c->watching)
 		io_queue_unwatch(c->server->q, &c->watch);
 	c->watching = events != 0;
@@ -81,12 +94,11 @@ static void connection_watch(struct connection *c, short events)
 
 static void connection_free(struct connection *c)
 {
+	connection_watch(c, 0);
 	if (c->state == CONN_BUSY) {
-		connection_watch(c, 0);
 		c->gone = true;
 		return;
 	}
-	connection_watch(c, 0);
 	LIST_REMOVE(c, link);
 	c->server->nr_connections--;
 	close(c->watch.fd);
@@ -104,6 +116,15 @@ static void connection_ready(struct io_watch *w, short revents)
 	serve_connection(c);
 }
 
+/* A client that has asked and was not looked at yet is not idle. */
+static bool has_asked(const struct connection *c)
+{
+	char byte;
+
+	return c->state == CONN_READING &&
+	       recv(c->watch.fd, &byte, sizeof(byte), MSG_PEEK | MSG_DONTWAIT) > 0;
+}
+
 /* All places taken: the client that was silent for longest makes room. */
 static void close_most_idle(struct control_server *s)
 {
@@ -111,7 +132,7 @@ static void close_most_idle(struct control_server *s)
 
 	LIST_FOREACH(c, &s->connections, link)
 		if (c->state != CONN_BUSY &&
-		    (!idle || c->last_active_usec < idle->last_active_usec))
+		    (!idle || c->last_active_usec < idle->last_active_usec) && !has_asked(c))
 			idle = c;
 	if (idle)
 		connection_free(idle);
@@ -141,14 +162,44 @@ static void connection_open(struct control_server *s, int fd)
 	connection_watch(c, POLLIN);
 }
 
+static int spare_descriptor(void)
+{
+	return open("/dev/null", O_RDONLY | O_CLOEXEC);
+}
+
+/*
+ * No descriptor is left.  A client that is never accepted would wake the queue for ever, so it
+ * is accepted with the spare one, and closed.
+ */
+static void refuse_with_spare(struct control_server *s)
+{
+	int fd;
+
+	log_warn_limited("a control connection was refused: %s", strerror(errno));
+	if (s->spare_fd >= 0)
+		close(s->spare_fd);
+	fd = accept4(s->listening.fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	if (fd >= 0)
+		close(fd);
+	s->spare_fd = spare_descriptor();
+}
+
 static void listening_ready(struct io_watch *w, short revents)
 {
 	struct control_server *s = container_of(w, struct control_server, listening);
-	int fd;
 
 	(void)revents;
-	while ((fd = accept4(w->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK)) >= 0)
-		connection_open(s, fd);
+	for (int i = 0; i < ACCEPTS_A_ROUND; i++) {
+		int fd = accept4(w->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+		if (fd >= 0) {
+			connection_open(s, fd);
+		} else if (errno == EMFILE || errno == ENFILE) {
+			refuse_with_spare(s);
+		} else if (errno != EINTR && errno != ECONNABORTED) {
+			return;
+		}
+	}
 }
 
 /* ---- calls ---- */
@@ -183,9 +234,10 @@ static void command_done(struct pool_command *cmd, int r)
 	c->command_result = r;
 	lock_control(&s->lock);
 	STAILQ_INSERT_TAIL(&s->finished, c, finished_link);
-	unlock_control(&s->lock);
+	/* Under the lock: as soon as it is free, the server may be destroyed. */
 	if (write(s->finished_event.fd, &one, sizeof(one)) < 0)
 		log_warn("a finished control call could not be announced: %s", strerror(errno));
+	unlock_control(&s->lock);
 }
 
 enum handled { HANDLED_ANSWERED, HANDLED_BUSY, HANDLED_GONE };
@@ -198,9 +250,8 @@ static enum handled handle_message(struct connection *c, const char *text)
 
 	c->call.pool = c->server->pool;
 	if (!json_is_object(request)) {
-		c->call.reply =
-			control_reply_error(CONTROL_INTERFACE "." CONTROL_ERROR_FAILED,
-					    request ? "a call is a JSON object" : where.text);
+		c->call.reply = control_reply_error(
+			CONTROL_ERROR_FAILED, request ? "a call is a JSON object" : where.text);
 	} else {
 		answered = control_call_begin(&c->call, request);
 	}
@@ -215,7 +266,7 @@ static enum handled handle_message(struct connection *c, const char *text)
 	return HANDLED_BUSY; /* it goes on in finished_ready() */
 }
 
-/* Bytes of the socket, at most up to what one message may hold.  False: stop for now, or gone. */
+/* More bytes of the socket, up to what one message may hold.  False: stop for now, or gone. */
 static bool read_more(struct connection *c)
 {
 	ssize_t n;
@@ -258,13 +309,18 @@ static bool write_more(struct connection *c)
 			return false;
 		}
 		c->out_done += (size_t)n;
+		c->last_active_usec = time_monotonic_usec();
 	}
+	free(c->out); /* it may be a long list */
+	c->out = NULL;
 	c->state = CONN_READING;
 	return true;
 }
 
 static void serve_connection(struct connection *c)
 {
+	unsigned nr_calls = 0;
+
 	for (;;) {
 		enum handled handled;
 		size_t used;
@@ -277,6 +333,10 @@ static void serve_connection(struct connection *c)
 			if (!read_more(c))
 				return;
 			continue;
+		}
+		if (nr_calls++ == CALLS_A_ROUND) {
+			connection_watch(c, POLLOUT);
+			return;
 		}
 		used = (size_t)(end - c->in) + 1;
 		handled = handle_message(c, c->in);
@@ -326,8 +386,8 @@ static void finished_ready(struct io_watch *w, short revents)
 static int listen_at(const char *path, struct tp_error *error)
 {
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
-	mode_t old;
-	int fd, r;
+	struct stat st;
+	int fd, r = 0;
 
 	if (strlen(path) >= sizeof(addr.sun_path))
 		return tp_error(error, -ENAMETOOLONG, "%s: too long for a socket", path);
@@ -335,12 +395,15 @@ static int listen_at(const char *path, struct tp_error *error)
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0)
 		return tp_error(error, -errno, "no control socket: %s", strerror(errno));
-	unlink(path);
-	old = umask(0177); /* 0600 from the first moment on */
-	r = bind(fd, (struct sockaddr *)&addr, sizeof(addr)) || listen(fd, CONTROL_CONNECTIONS_MAX)
-		    ? -errno
-		    : 0;
-	umask(old);
+	if (!lstat(path, &st) && S_ISSOCK(st.st_mode))
+		unlink(path);
+	/* The mode of a socket before it is bound is what bind() makes: 0600 from the beginning. */
+	if (fchmod(fd, 0600) || bind(fd, (struct sockaddr *)&addr, sizeof(addr)))
+		r = -errno;
+	if (!r && listen(fd, CONTROL_CONNECTIONS_MAX)) {
+		r = -errno;
+		unlink(path);
+	}
 	if (r) {
 		close(fd);
 		return tp_error(error, r, "%s: no control socket: %s", path, strerror(-r));
@@ -366,6 +429,7 @@ int control_server_create(struct io_queue *q, struct pool *pool, const char *pat
 		free(s);
 		return r;
 	}
+	s->spare_fd = spare_descriptor();
 	s->q = q;
 	s->pool = pool;
 	memcpy(s->path, path, strlen(path) + 1);
@@ -397,8 +461,12 @@ struct control_server *control_server_destroy(struct control_server *s)
 	/* Only busy ones are left; their end comes through the queue. */
 	while (s->nr_connections)
 		io_queue_run(s->q, UINT64_MAX);
+	lock_control(&s->lock); /* a worker may be about to let go of it */
+	unlock_control(&s->lock);
 	io_queue_unwatch(s->q, &s->finished_event);
 	close(s->finished_event.fd);
+	if (s->spare_fd >= 0)
+		close(s->spare_fd);
 	tp_lock_destroy(&s->lock);
 	free(s);
 	return NULL;

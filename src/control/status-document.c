@@ -13,6 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "control/control-internal.h"
 #include "util/parse-size.h"
 
 static json_int_t number(uint64_t n)
@@ -40,18 +41,19 @@ json_t *status_document(struct pool *pool)
 	struct pool_status s;
 
 	pool_get_status(pool, &s);
-	return json_pack("{ss ss sb ss sI sI sI sI sI sI sI sI sI sb sb sI s{sI sI sI sI} so}",
-			 "mode", pool_mode_name(s.mode), "reason", s.reason, "needs_check",
-			 s.needs_check, "version", TP_VERSION, "pid", number((uint64_t)getpid()),
-			 "transaction_id", number(s.transaction_id), "block_size",
-			 number(s.block_size), "data_used", number(s.data_used), "data_total",
-			 number(s.data_total), "data_allocated", number(s.data_allocated),
-			 "metadata_used", number(s.metadata_used), "metadata_total",
-			 number(s.metadata_total), "metadata_reserve", number(s.metadata_reserve),
-			 "read_only", s.read_only, "catalog", s.has_catalog, "virtual_total",
-			 number(s.virtual_total), "cache", "used", number(s.cache_bytes), "limit",
-			 number(s.cache_limit_bytes), "hits", number(s.cache_hits), "misses",
-			 number(s.cache_misses), "statistics", statistics_object(&s.stats));
+	return json_pack("{ss so sb ss sI sI sI sI sI sI sI sI sI sb sb sI s{sI sI sI sI} so}",
+			 "mode", pool_mode_name(s.mode), "reason", control_text(s.reason),
+			 "needs_check", s.needs_check, "version", TP_VERSION, "pid",
+			 number((uint64_t)getpid()), "transaction_id", number(s.transaction_id),
+			 "block_size", number(s.block_size), "data_used", number(s.data_used),
+			 "data_total", number(s.data_total), "data_allocated",
+			 number(s.data_allocated), "metadata_used", number(s.metadata_used),
+			 "metadata_total", number(s.metadata_total), "metadata_reserve",
+			 number(s.metadata_reserve), "read_only", s.read_only, "catalog",
+			 s.has_catalog, "virtual_total", number(s.virtual_total), "cache", "used",
+			 number(s.cache_bytes), "limit", number(s.cache_limit_bytes), "hits",
+			 number(s.cache_hits), "misses", number(s.cache_misses), "statistics",
+			 statistics_object(&s.stats));
 }
 
 /* The origin's name, or null: none, or it is gone. */
@@ -64,7 +66,7 @@ static json_t *origin_name(struct pool *pool, const struct volume_info *v)
 		return json_null();
 	volume_get_info(ov, &origin);
 	volume_put(ov);
-	return origin.unlinked ? json_null() : json_string(origin.name);
+	return origin.unlinked ? json_null() : control_text(origin.name);
 }
 
 static int compare_names(const void *a, const void *b)
@@ -79,16 +81,30 @@ static json_t *sorted(json_t *array)
 	size_t n = json_array_size(array);
 	json_t **items = calloc(n ? n : 1, sizeof(*items)), *result = json_array();
 
-	if (items && result) {
+	bool ok = items && result;
+
+	if (ok) {
 		for (size_t i = 0; i < n; i++)
 			items[i] = json_array_get(array, i);
 		qsort(items, n, sizeof(*items), compare_names);
-		for (size_t i = 0; i < n; i++)
-			json_array_append(result, items[i]);
 	}
+	for (size_t i = 0; ok && i < n; i++)
+		ok = !json_array_append(result, items[i]);
 	free(items);
 	json_decref(array);
-	return result;
+	if (ok)
+		return result;
+	json_decref(result);
+	return NULL;
+}
+
+static json_t *volume_object(struct pool *pool, const struct volume_info *v)
+{
+	return json_pack("{so sI sI sI so sb sI sb}", "name", control_text(v->name), "id",
+			 number(v->id), "size", number(v->size_bytes), "used",
+			 number(v->mapped_bytes), "origin", origin_name(pool, v), "read_only",
+			 v->read_only, "created", number(v->created_usec / 1000000), "open",
+			 v->open_count > 0);
 }
 
 json_t *list_document(struct pool *pool)
@@ -99,13 +115,11 @@ json_t *list_document(struct pool *pool)
 	for (uint64_t next = 0; next <= THIN_ID_MAX; next = (uint64_t)v.id + 1) {
 		if (pool_volume_next(pool, (thin_id_t)next, &v))
 			break;
-		json_array_append_new(array,
-				      json_pack("{ss sI sI sI so sb sI sb}", "name", v.name, "id",
-						number(v.id), "size", number(v.size_bytes), "used",
-						number(v.mapped_bytes), "origin",
-						origin_name(pool, &v), "read_only", v.read_only,
-						"created", number(v.created_usec / 1000000), "open",
-						v.open_count > 0));
+		/* A list that lacks a volume would be a lie: no memory, no list. */
+		if (json_array_append_new(array, volume_object(pool, &v))) {
+			json_decref(array);
+			return NULL;
+		}
 	}
 	return sorted(array);
 }
@@ -165,6 +179,8 @@ char *status_render_text(struct pool *pool)
 	fprintf(f, "cache        %s of %s, %" PRIu64 " hits, %" PRIu64 " misses\n",
 		format_size(s.cache_bytes, a, sizeof(a)),
 		format_size(s.cache_limit_bytes, b, sizeof(b)), s.cache_hits, s.cache_misses);
-	fclose(f);
-	return text;
+	if (!fclose(f))
+		return text;
+	free(text);
+	return NULL;
 }

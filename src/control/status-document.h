@@ -16,7 +16,7 @@
 /* The object of status --json.  NULL: no memory.  The caller owns the reference. */
 json_t *status_document(struct pool *pool);
 
-/* The array of list --json, in order of name. */
+/* The array of list --json, in order of name.  NULL: no memory. */
 json_t *list_document(struct pool *pool);
 
 /* For .thinpool/status.json and .thinpool/status: strings that the caller frees.  NULL: no memory.

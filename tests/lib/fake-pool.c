@@ -43,7 +43,9 @@ struct pool {
 	pthread_mutex_t lock;
 	pthread_cond_t wake;
 	pthread_t worker;
-	bool stop, hold;
+	bool stop, hold, hold_commands;
+	int command_r;
+	struct tp_error command_error;
 	STAILQ_HEAD(, pool_command) commands;
 	STAILQ_HEAD(, deferred) ios;
 	struct volume *volumes[MAX_VOLUMES];
@@ -514,6 +516,10 @@ static int set_read_only(struct pool *pool, struct pool_command *cmd)
 
 static int carry_out_locked(struct pool *pool, struct pool_command *cmd)
 {
+	if (pool->command_r) {
+		cmd->error = pool->command_error;
+		return pool->command_r;
+	}
 	if (pool->options.read_only)
 		return -EROFS;
 	switch (cmd->op) {
@@ -562,10 +568,10 @@ static bool work_once(struct pool *pool)
 	int r = 0;
 
 	pthread_mutex_lock(&pool->lock);
-	while (!pool->stop && STAILQ_EMPTY(&pool->commands) &&
+	while (!pool->stop && (pool->hold_commands || STAILQ_EMPTY(&pool->commands)) &&
 	       (pool->hold || STAILQ_EMPTY(&pool->ios)))
 		pthread_cond_wait(&pool->wake, &pool->lock);
-	cmd = STAILQ_FIRST(&pool->commands);
+	cmd = pool->hold_commands ? NULL : STAILQ_FIRST(&pool->commands);
 	if (cmd) {
 		STAILQ_REMOVE_HEAD(&pool->commands, link);
 		r = carry_out_locked(pool, cmd);
@@ -671,6 +677,22 @@ void fake_pool_hold(struct pool *pool, bool hold)
 	pthread_mutex_lock(&pool->lock);
 	pool->hold = hold;
 	pthread_cond_signal(&pool->wake);
+	pthread_mutex_unlock(&pool->lock);
+}
+
+void fake_pool_hold_commands(struct pool *pool, bool hold)
+{
+	pthread_mutex_lock(&pool->lock);
+	pool->hold_commands = hold;
+	pthread_cond_signal(&pool->wake);
+	pthread_mutex_unlock(&pool->lock);
+}
+
+void fake_pool_fail_commands(struct pool *pool, int r, const char *text)
+{
+	pthread_mutex_lock(&pool->lock);
+	pool->command_r = r;
+	snprintf(pool->command_error.text, sizeof(pool->command_error.text), "%s", text);
 	pthread_mutex_unlock(&pool->lock);
 }
 

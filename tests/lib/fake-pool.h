@@ -21,6 +21,12 @@ void fake_pool_hold(struct pool *pool, bool hold);
 /* The next @count requests of @op end with @r.  -1: all. */
 void fake_pool_fail(struct pool *pool, enum pool_io_op op, int r, int count);
 
+/* While held, commands wait. */
+void fake_pool_hold_commands(struct pool *pool, bool hold);
+
+/* Commands end with @r and @text from now on; 0: they are carried out again. */
+void fake_pool_fail_commands(struct pool *pool, int r, const char *text);
+
 /* Content replaced behind everybody's back, as a roll-back does; reported by an event. */
 int fake_pool_fill(struct pool *pool, const char *name, unsigned char byte);
 
