@@ -195,6 +195,7 @@ static int submit_and_wait(struct uring_queue *u, uint64_t timeout_usec)
 {
 	struct __kernel_timespec ts;
 	struct io_uring_cqe *cqe;
+	int r;
 
 	if (timeout_usec == 0)
 		return io_uring_submit_and_get_events(&u->ring);
@@ -202,7 +203,11 @@ static int submit_and_wait(struct uring_queue *u, uint64_t timeout_usec)
 		return io_uring_submit_and_wait(&u->ring, 1);
 	ts.tv_sec = (int64_t)(timeout_usec / USEC_PER_SEC);
 	ts.tv_nsec = (long long)(timeout_usec % USEC_PER_SEC * NSEC_PER_USEC);
-	return io_uring_submit_and_wait_timeout(&u->ring, &cqe, 1, &ts, NULL);
+	r = io_uring_submit_and_wait_timeout(&u->ring, &cqe, 1, &ts, NULL);
+	/* It does not look for work that has ended when a watch that is ready at once is enough. */
+	if (r >= 0 && IO_URING_READ_ONCE(*u->ring.sq.kflags) & IORING_SQ_TASKRUN)
+		r = io_uring_get_events(&u->ring);
+	return r;
 }
 
 static int uring_wait(struct io_queue *q, uint64_t timeout_usec)
@@ -241,8 +246,8 @@ static const struct io_backend uring_backend = {
 static int ring_init(struct io_uring *ring, unsigned depth)
 {
 	static const unsigned wishes[] = {
-		IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_SUBMIT_ALL |
-			IORING_SETUP_CLAMP,
+		IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
+			IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SUBMIT_ALL | IORING_SETUP_CLAMP,
 		IORING_SETUP_CLAMP,
 	};
 	unsigned entries = MIN(MAX(depth, (unsigned)MIN_ENTRIES), (unsigned)MAX_ENTRIES);

@@ -6,6 +6,7 @@
 
 #include <poll.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 
 #include "fault-device.h"
 #include "mem-device.h"
@@ -377,6 +378,46 @@ static void an_unwatched_watch_is_never_called(void **state)
 	close(x.w.fd);
 }
 
+/* A read of the disk and a descriptor let go: neither waits until a run finds nothing else. */
+static void runs_that_find_something_hold_nothing_up(void **state)
+{
+	struct fixture *f = *state;
+	struct io_device *dev = fixture_file(f, 1 * MIB, 0);
+	struct watched x = watched_eventfd(f->q), y = { .q = f->q }, z = watched_eventfd(f->q);
+	uint64_t one = 1, end = time_monotonic_usec() + 10 * USEC_PER_SEC;
+	void *b = io_buffer_alloc(64 * KIB);
+	struct tracked t = { .nr_done = 0 };
+	bool let_go = false;
+	int pair[2];
+
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, pair), 0);
+	y.w = (struct io_watch){ .fd = pair[0], .events = POLLIN, .ready = watched_ready };
+	io_queue_watch(f->q, &y.w);
+	assert_int_equal(io_queue_run(f->q, 0), 0);
+	io_queue_unwatch(f->q, &y.w);
+	close(pair[0]);
+	assert_int_equal(write(x.w.fd, &one, sizeof(one)), sizeof(one));
+	io_queue_watch(f->q, &x.w);
+	tracked_submit(f->q, &t, dev, IO_READ, 0, b, 64 * KIB);
+	while ((!t.nr_done || !let_go) && time_monotonic_usec() < end) {
+		/* Taking a watch back leaves a completion for the next run to find. */
+		io_queue_watch(f->q, &z.w);
+		io_queue_run(f->q, USEC_PER_SEC);
+		io_queue_unwatch(f->q, &z.w);
+		let_go = !recv(pair[1], &one, 1, 0);
+	}
+	assert_true(let_go);
+	close(z.w.fd);
+	assert_int_equal(t.nr_done, 1);
+	assert_int_equal(t.result, 0);
+	assert_true(x.nr_ready > 0);
+	io_queue_unwatch(f->q, &x.w);
+	close(x.w.fd);
+	close(pair[1]);
+	free(b);
+	io_device_close(dev);
+}
+
 /* --------------------------------------------------------------- own queues */
 
 /* Returns NULL if its queue works; not by cmocka's assertions, as they are for the main thread. */
@@ -426,6 +467,7 @@ int main(void)
 		ON_BOTH_BACKENDS(a_wake_ends_one_run_only),
 		ON_BOTH_BACKENDS(a_watch_fires_as_long_as_its_event_holds),
 		ON_BOTH_BACKENDS(an_unwatched_watch_is_never_called),
+		ON_BOTH_BACKENDS(runs_that_find_something_hold_nothing_up),
 		ON_BOTH_BACKENDS(each_thread_has_a_queue_of_its_own),
 	};
 
