@@ -289,8 +289,7 @@ static void what_is_no_json_is_answered_and_the_connection_goes_on(void **state)
 					     "null",
 					     "\xff",
 					     "{\"a\":\"\xc3\"}",
-					     "{\"\xc3\xa9"
-					     "aaaaaaaaaaaaaaaaaa\xc3\xa9",
+					     "{\"\xc3\xa9zzzzzzzzzzzzzzzzzz\xc3\xa9",
 					     "{} {}",
 					     "{\"method\":\"a\",\"method\":\"b\"}",
 					     "{\"method\":\"a\\u0000\"}",
