@@ -24,6 +24,7 @@
 #include <unistd.h>
 
 #include "control/control-server.h"
+#include "control/metrics.h"
 #include "control/status-document.h"
 #include "daemon/notify.h"
 #include "fuse/fuse-session.h"
@@ -45,8 +46,9 @@ struct daemon {
 	struct control_server *control;
 	_Atomic(struct fuse_server *) fuse; /* the pool's events may come before it is there */
 	char metadata_path[4096], data_path[4096], socket_path[128];
-	struct fuse_virtual_file files[2];
+	struct fuse_virtual_file files[5];
 	struct io_watch signals, mount_end;
+	struct config config;             /* the effective one */
 	const char *pooldir, *mountpoint; /* borrowed from the options */
 	bool stopping;
 	const char *why;
@@ -69,6 +71,47 @@ static char *render_status_text(void *ctx)
 static char *render_status_json(void *ctx)
 {
 	return status_render_json(ctx);
+}
+
+static char *render_metrics(void *ctx)
+{
+	struct daemon *d = ctx;
+	struct fuse_server *fuse = d->fuse; /* NULL until the mount is complete */
+	struct fuse_server_stats s = { .requests = 0 };
+
+	if (fuse)
+		fuse_server_get_stats(fuse, &s);
+	const struct metric more[] = {
+		{ "fuse_requests_total", "Requests read from the kernel", s.requests },
+		{ "fuse_handed_over_total", "Requests that another thread answered",
+		  s.handed_over },
+		{ "fuse_starved_total", "Times a thread was out of request buffers", s.starved },
+		{ "fuse_notices_total", "Times the kernel was told to forget something",
+		  s.notices },
+		{ "fuse_notices_dropped_total", "Notices that found no room", s.notices_dropped },
+		{ "open_volumes", "Volumes that somebody has open", s.open_volumes },
+	};
+
+	return metrics_render(d->pool, more, ARRAY_SIZE(more));
+}
+
+static char *render_config(void *ctx)
+{
+	struct daemon *d = ctx;
+	char *text = NULL;
+	size_t length;
+	FILE *f = open_memstream(&text, &length);
+
+	if (!f)
+		return NULL;
+	config_print(&d->config, f);
+	return fclose(f) ? NULL : text;
+}
+
+static char *render_version(void *ctx)
+{
+	(void)ctx;
+	return strdup("thinpoold " TP_VERSION "\n");
 }
 
 /* The daemon serves the pages that reclaim wants to write back, so it must not wait for reclaim. */
@@ -148,6 +191,9 @@ static int start_fuse(struct daemon *d, const struct daemon_options *o, struct t
 
 	d->files[0] = (struct fuse_virtual_file){ "status", render_status_text, d->pool };
 	d->files[1] = (struct fuse_virtual_file){ "status.json", render_status_json, d->pool };
+	d->files[2] = (struct fuse_virtual_file){ "metrics", render_metrics, d };
+	d->files[3] = (struct fuse_virtual_file){ "config", render_config, d };
+	d->files[4] = (struct fuse_virtual_file){ "version", render_version, d };
 	r = fuse_server_start(&options, &fuse, error);
 	if (!r)
 		d->fuse = fuse;
@@ -223,6 +269,7 @@ int daemon_start(const struct daemon_options *options, struct daemon **ret_d,
 	if (!d)
 		return tp_error(error, -ENOMEM, "out of memory");
 	d->signals.fd = -1;
+	d->config = options->config;
 	r = start_parts(d, options, error);
 	if (r) {
 		(void)daemon_stop(d); /* the reason to tell is why it did not start */

@@ -24,6 +24,8 @@
 #include <sched.h>
 #include <string.h>
 
+#include "util/clock.h"
+
 /* Nodes of a path missed in a row, before the worker is asked to sleep for them. */
 #define MISSES_MAX 16
 /* Lookups of one seek before others get a turn. */
@@ -438,10 +440,32 @@ static int answer_code(int r)
 	}
 }
 
+static enum pool_latency_op latency_op(enum pool_io_op op)
+{
+	switch (op) {
+	case POOL_WRITE:
+	case POOL_ALLOCATE:
+		return POOL_LATENCY_WRITE;
+	case POOL_FLUSH:
+		return POOL_LATENCY_FLUSH;
+	case POOL_PUNCH:
+	case POOL_ZERO:
+		return POOL_LATENCY_DISCARD;
+	case POOL_READ:
+	case POOL_SEEK_DATA:
+	case POOL_SEEK_HOLE:
+		break;
+	}
+	return POOL_LATENCY_READ;
+}
+
 void request_answer(struct request *req)
 {
 	struct pool_io *io = request_io(req);
 
+	if (req->begin_usec)
+		stats_end(io->volume->pool->stats, req->q, latency_op(io->op),
+			  time_monotonic_usec() - req->begin_usec);
 	io->done(io, answer_code(req->result));
 }
 
@@ -762,6 +786,9 @@ static void submit(struct pool *pool, struct io_queue *q, struct pool_io *io, bo
 	req->flushed = past_gate; /* the worker's caller commits */
 	req->zero_from = UINT64_MAX;
 	req->q = q;
+	req->begin_usec = past_gate ? 0 : time_monotonic_usec();
+	if (!past_gate)
+		stats_begin(pool->stats, q);
 
 	if (unlikely(r) || (!io->length && io->op < POOL_SEEK_DATA && io->op != POOL_FLUSH)) {
 		request_refuse(pool, req, r);

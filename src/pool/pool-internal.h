@@ -56,6 +56,7 @@ struct pool {
 	struct command_list commands TP_GUARDED_BY(lc_pool); /* waiting for the worker */
 	char reason[256] TP_GUARDED_BY(lc_pool);
 	struct thin_metadata_info info TP_GUARDED_BY(lc_pool); /* as of the last commit or pass */
+	unsigned waiting_space TP_GUARDED_BY(lc_pool);         /* likewise */
 
 	_Atomic enum pool_mode mode; /* changed by the worker, under LC_pool */
 	atomic_bool needs_check;

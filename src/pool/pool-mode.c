@@ -127,12 +127,17 @@ static void adjust_mode(struct pool *pool, const struct thin_metadata_info *info
 
 void pool_refresh_info(struct pool *pool, bool committed)
 {
+	const struct segment *seg;
 	struct thin_metadata_info info;
+	unsigned waiting = 0;
 
 	if (thin_metadata_get_info(pool->tmd, &info))
 		return;
+	STAILQ_FOREACH(seg, &pool->worker->no_space, link)
+	waiting++;
 	lock_pool(&pool->lock);
 	pool->info = info;
+	pool->waiting_space = waiting;
 	unlock_pool(&pool->lock);
 	atomic_store(&pool->needs_check, info.needs_check);
 	adjust_mode(pool, &info, committed);

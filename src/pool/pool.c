@@ -190,16 +190,25 @@ uint32_t pool_block_size(const struct pool *pool)
 	return pool->block_size;
 }
 
+void pool_get_latency(struct pool *pool, struct pool_latency ret_latency[POOL_NR_LATENCY_OPS])
+{
+	stats_read_latency(pool->stats, ret_latency);
+}
+
 void pool_get_status(struct pool *pool, struct pool_status *ret_status)
 {
 	struct pool_status s = { .block_size = pool->block_size };
 	struct thin_metadata_info info;
 	struct thin_cache_stats cache;
+	const struct pool_command *cmd;
 
 	/* A copy that the worker keeps: nobody here waits for metadata that is being changed. */
 	lock_pool(&pool->lock);
 	info = pool->info;
 	s.mode = pool->mode;
+	s.waiting_space = pool->waiting_space;
+	STAILQ_FOREACH(cmd, &pool->commands, link)
+	s.waiting_commands++;
 	memcpy(s.reason, pool->reason, sizeof(s.reason));
 	unlock_pool(&pool->lock);
 
@@ -222,6 +231,8 @@ void pool_get_status(struct pool *pool, struct pool_status *ret_status)
 	s.cache_limit_bytes = cache.limit_bytes;
 	s.cache_hits = cache.hits;
 	s.cache_misses = cache.misses;
+	s.in_flight = stats_in_flight(pool->stats);
+	s.waiting_worker = atomic_load_explicit(&pool->worker->nr_deferred, memory_order_relaxed);
 	stats_read(pool->stats, &s.stats);
 	*ret_status = s;
 }

@@ -247,10 +247,36 @@ struct pool_status {
 	uint64_t virtual_total;                 /* sum of the volumes' sizes */
 	unsigned nr_volumes;
 	uint64_t cache_bytes, cache_limit_bytes, cache_hits, cache_misses;
+	/* How many wait now, and for what. */
+	uint64_t in_flight;        /* requests of front ends that are not answered yet */
+	unsigned waiting_worker;   /* of these or their parts: deferred to the worker */
+	unsigned waiting_space;    /* parts that found no free data block */
+	unsigned waiting_commands; /* changes to the set of volumes */
 	struct pool_stats stats;
 };
 void pool_get_status(struct pool *pool, struct pool_status *ret_status)
 	TP_EXCLUDES(lc_catalog, lc_pool, lc_meta_root);
+
+/* ---- how long requests take, from submission to answer ---- */
+
+enum pool_latency_op {
+	POOL_LATENCY_READ,
+	POOL_LATENCY_WRITE,
+	POOL_LATENCY_FLUSH,
+	POOL_LATENCY_DISCARD
+};
+#define POOL_NR_LATENCY_OPS 4
+
+/* Bucket i counts requests of at most 16 << i microseconds, the last one those longer than all. */
+#define POOL_LATENCY_BUCKETS 22
+#define POOL_LATENCY_FIRST_USEC 16
+
+struct pool_latency {
+	uint64_t buckets[POOL_LATENCY_BUCKETS]; /* each request in one of them */
+	uint64_t sum_usec;
+};
+/* Since the pool was opened. */
+void pool_get_latency(struct pool *pool, struct pool_latency ret_latency[POOL_NR_LATENCY_OPS]);
 
 uint32_t pool_block_size(const struct pool *pool); /* bytes */
 

@@ -64,6 +64,7 @@ struct request {
 	bool may_sleep;      /* its submitter waits for it and so may wait for the throttle */
 	bool first_used;
 	bool flushed;               /* the flush that a durable write ends with was done */
+	uint64_t begin_usec;        /* 0: not counted */
 	uint64_t zero_from;         /* read: bytes of the volume from here on are past its end */
 	struct io_queue *q;         /* of the submitter */
 	struct waiting_io *waiting; /* pool_io_run(), pool_worker_io() */
@@ -160,6 +161,7 @@ struct worker {
 	_Atomic(struct work *) deferred;
 	/* The same, of those that could not have the throttle. */
 	_Atomic(struct work *) parked;
+	atomic_uint nr_deferred; /* in both; for status */
 
 	struct segment_list todo;
 	struct request_list flushes;  /* wait for a commit */

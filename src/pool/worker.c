@@ -74,6 +74,7 @@ static struct work *stack_take(_Atomic(struct work *) *stack)
 
 void worker_push(struct pool *pool, struct work *work)
 {
+	atomic_fetch_add_explicit(&pool->worker->nr_deferred, 1, memory_order_relaxed);
 	stack_push(&pool->worker->deferred, work);
 	wake(pool->worker);
 }
@@ -83,6 +84,7 @@ void worker_defer(struct pool *pool, struct work *work, bool may_sleep)
 	struct worker *w = pool->worker;
 
 	if (on_worker(pool)) {
+		atomic_fetch_add_explicit(&w->nr_deferred, 1, memory_order_relaxed);
 		stack_push(&w->deferred, work);
 	} else if (may_sleep) {
 		tp_lock_may_wait(LC_throttle);
@@ -95,6 +97,7 @@ void worker_defer(struct pool *pool, struct work *work, bool may_sleep)
 	} else {
 		/* The worker looks here when it has released the throttle. */
 		stats_add(pool->stats, w, STAT_THROTTLED, 1);
+		atomic_fetch_add_explicit(&w->nr_deferred, 1, memory_order_relaxed);
 		stack_push(&w->parked, work);
 		wake(w);
 	}
@@ -195,6 +198,7 @@ void worker_pump(struct pool *pool)
 	io_queue_run(w->q, 0);
 	for (work = stack_take(&w->deferred); work; work = next) {
 		next = work->next;
+		atomic_fetch_sub_explicit(&w->nr_deferred, 1, memory_order_relaxed);
 		work->run(pool, work);
 		worker_check_pass(pool);
 	}

@@ -659,6 +659,12 @@ void pool_get_status(struct pool *pool, struct pool_status *ret_status)
 	*ret_status = s;
 }
 
+void pool_get_latency(struct pool *pool, struct pool_latency ret_latency[POOL_NR_LATENCY_OPS])
+{
+	(void)pool;
+	memset(ret_latency, 0, POOL_NR_LATENCY_OPS * sizeof(*ret_latency));
+}
+
 uint32_t pool_block_size(const struct pool *pool)
 {
 	(void)pool;
