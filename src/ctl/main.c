@@ -206,12 +206,17 @@ static int run_verb(const struct verb *verb, int argc, char **argv)
 			     .doc = verb->about };
 	struct parsing p = { .verb = verb };
 	char name[64];
+	int code;
 
 	/* argp names the program by argv[0] in its messages. */
 	snprintf(name, sizeof(name), "thinpoolctl %s", verb->name);
 	argv[0] = name;
 	argp_parse(&argp, argc, argv, 0, NULL, &p);
-	return verb->run(&p.args);
+	code = verb->run(&p.args);
+	if (fflush(stdout) || ferror(stdout))
+		return ctl_fail(code ? (enum ctl_exit)code : CTL_FAILED,
+				"standard output cannot be written");
+	return code;
 }
 
 /* ---- the program ---- */

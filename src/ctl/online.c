@@ -19,8 +19,10 @@
 #include "ctl/ctl.h"
 #include "util/cleanup.h"
 #include "util/parse-size.h"
+#include "util/utf8.h"
 
-#define REPLY_MAX (64u << 20) /* a list of all 2^24 volumes is no use to anybody */
+/* A list of 100,000 volumes with the longest names; one of all 2^24 is no use to anybody. */
+#define REPLY_MAX ((size_t)256 << 20)
 
 static void free_text(char **text)
 {
@@ -50,6 +52,10 @@ static int split_path(const char *path, struct target *t)
 	}
 	if (!t->directory || !t->name)
 		return ctl_fail(CTL_FAILED, "out of memory");
+	/* Neither JSON nor the catalog could hold it. */
+	if (!utf8_is_valid(t->name, strlen(t->name)))
+		return ctl_fail(CTL_FAILED, "\"%s\" is no name for a volume: it is not UTF-8",
+				t->name);
 	return CTL_OK;
 }
 
@@ -110,12 +116,13 @@ static int send_all(int fd, const char *data, size_t len)
 	return 0;
 }
 
-/* A reply up to its NUL, as a string that the caller frees; NULL: the connection broke. */
-static char *receive(int fd)
+/* A reply up to its NUL, as a string that the caller frees. */
+static int receive(int fd, char **ret_text)
 {
+	TP_CLEANUP(free_text) char *text = NULL;
 	size_t len = 0, room = 4096;
-	char *text = malloc(room);
 
+	text = malloc(room);
 	while (text) {
 		ssize_t n = recv(fd, text + len, room - len, 0);
 		char *bigger;
@@ -123,34 +130,42 @@ static char *receive(int fd)
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n <= 0)
-			break;
-		if (memchr(text + len, '\0', (size_t)n))
-			return text;
+			return ctl_fail(CTL_NO_DAEMON, "the daemon ended before it answered");
+		if (memchr(text + len, '\0', (size_t)n)) {
+			*ret_text = tp_take(&text);
+			return CTL_OK;
+		}
 		len += (size_t)n;
 		if (len < room)
 			continue;
 		room *= 2;
-		bigger = room <= REPLY_MAX ? realloc(text, room) : NULL;
+		if (room > REPLY_MAX)
+			return ctl_fail(CTL_FAILED, "the daemon's answer is too long");
+		bigger = realloc(text, room);
 		if (!bigger)
 			break;
 		text = bigger;
 	}
-	free(text);
-	return NULL;
+	return ctl_fail(CTL_FAILED, "out of memory");
 }
 
 static int exchange(int fd, json_t *call, json_t **ret_reply)
 {
 	TP_CLEANUP(free_text) char *flat = json_dumps(call, JSON_COMPACT);
 	TP_CLEANUP(free_text) char *text = NULL;
-	int r = flat ? send_all(fd, flat, strlen(flat) + 1) : -ENOMEM;
+	int r;
 
+	if (!flat)
+		return ctl_fail(CTL_FAILED, "out of memory");
+	r = send_all(fd, flat, strlen(flat) + 1);
 	if (r)
 		return ctl_fail(CTL_NO_DAEMON, "the daemon cannot be asked: %s", strerror(-r));
-	text = receive(fd);
-	*ret_reply = text ? json_loads(text, 0, NULL) : NULL;
+	r = receive(fd, &text);
+	if (r)
+		return r;
+	*ret_reply = json_loads(text, 0, NULL);
 	if (!*ret_reply)
-		return ctl_fail(CTL_NO_DAEMON, "the daemon ended before it answered");
+		return ctl_fail(CTL_FAILED, "the daemon's answer cannot be understood");
 	return CTL_OK;
 }
 

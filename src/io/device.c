@@ -458,6 +458,23 @@ int io_device_resize(struct io_device *dev, uint64_t bytes)
 	return 0;
 }
 
+int io_device_empty(struct io_device *dev, uint64_t bytes)
+{
+	int fd;
+
+	if (dev->read_only)
+		return -EROFS;
+	if (dev->ops != &file_ops || dev->is_block_device)
+		return -EOPNOTSUPP;
+	fd = file_device(dev)->fd;
+	if (bytes > INT64_MAX)
+		return -EINVAL;
+	if (ftruncate(fd, 0) || ftruncate(fd, (off_t)bytes))
+		return -errno;
+	__atomic_store_n(&dev->size, bytes, __ATOMIC_RELAXED);
+	return 0;
+}
+
 int io_device_allocated(struct io_device *dev, uint64_t *ret_bytes)
 {
 	return dev->ops->allocated(dev, ret_bytes);

@@ -111,6 +111,9 @@ static inline bool io_device_can_discard(const struct io_device *dev)
 /* Grow a file.  -EOPNOTSUPP for a block device that is not that large already. */
 int io_device_resize(struct io_device *dev, uint64_t bytes) TP_MUST_CHECK;
 
+/* What a file held goes; it becomes one hole of @bytes.  -EOPNOTSUPP for anything else. */
+int io_device_empty(struct io_device *dev, uint64_t bytes) TP_MUST_CHECK;
+
 /* Space the file takes on its host; a block device: its size. */
 int io_device_allocated(struct io_device *dev, uint64_t *ret_bytes) TP_MUST_CHECK;
 

@@ -322,6 +322,29 @@ static void files_grow_and_never_shrink(void **state)
 	io_device_close(dev);
 }
 
+static void an_emptied_file_is_one_hole_of_its_new_size(void **state)
+{
+	static const uint64_t sizes[] = { 64 * KIB, 3 * MIB };
+	struct fixture *f = *state;
+	struct io_device *dev = fixture_file(f, 1 * MIB, 0);
+	uint64_t allocated;
+	struct stat st;
+
+	for (size_t i = 0; i < ARRAY_SIZE(sizes); i++) {
+		fill(dev);
+		assert_int_equal(io_device_empty(dev, sizes[i]), 0);
+		assert_int_equal(io_device_size(dev), sizes[i]);
+		assert_int_equal(stat(f->path, &st), 0);
+		assert_int_equal(st.st_size, sizes[i]);
+		assert_int_equal(io_device_allocated(dev, &allocated), 0);
+		assert_int_equal(allocated, 0);
+		assert_int_equal(io_device_empty(dev, 1 * MIB), 0);
+	}
+	assert_int_equal(io_device_empty(dev, UINT64_MAX), -EINVAL);
+	assert_int_equal(io_device_size(dev), 1 * MIB);
+	io_device_close(dev);
+}
+
 /* -------------------------------------------------------------- block devices */
 
 /* Goes away by itself when nobody has it open.  False: none to be had. */
@@ -417,6 +440,8 @@ int main(void)
 		cmocka_unit_test(a_refused_fallocate_leads_to_the_next_best),
 		cmocka_unit_test_setup_teardown(only_holes_are_known_to_be_zero, fixture_setup_any,
 						fixture_teardown),
+		cmocka_unit_test_setup_teardown(an_emptied_file_is_one_hole_of_its_new_size,
+						fixture_setup_any, fixture_teardown),
 		cmocka_unit_test_setup_teardown(files_grow_and_never_shrink, fixture_setup_any,
 						fixture_teardown),
 		ON_BOTH_BACKENDS(a_block_device_is_held_exclusively),
