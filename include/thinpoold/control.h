@@ -20,6 +20,7 @@
  *   Delete     name
  *   Rename     name, new_name
  *   Resize     name, size, shrink (optional)
+ *   MetadataSnap  reserve: true to take the metadata snapshot, false to release it
  *   org.varlink.service.GetInfo and GetInterfaceDescription as varlink has them
  */
 #ifndef THINPOOLD_CONTROL_H

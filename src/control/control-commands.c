@@ -41,6 +41,7 @@ static const char interface_description[] =
 	"method Delete(name: string) -> ()\n"
 	"method Rename(name: string, new_name: string) -> ()\n"
 	"method Resize(name: string, size: int, shrink: ?bool) -> ()\n"
+	"method MetadataSnap(reserve: bool) -> ()\n"
 	"\n"
 	"error NotFound (message: string)\n"
 	"error Exists (message: string)\n"
@@ -184,6 +185,12 @@ static void fill_resize(struct pool_command *cmd, json_t *parameters)
 		cmd->flags |= POOL_CMD_SHRINK;
 }
 
+static void fill_metadata_snap(struct pool_command *cmd, json_t *parameters)
+{
+	cmd->op = json_is_true(json_object_get(parameters, "reserve")) ? POOL_METADATA_SNAP_RESERVE
+								       : POOL_METADATA_SNAP_RELEASE;
+}
+
 static const struct method methods[] = {
 	{ CONTROL_INTERFACE ".GetStatus", { NULL }, .query = get_status },
 	{ CONTROL_INTERFACE ".List", { NULL }, .query = list },
@@ -194,6 +201,7 @@ static const struct method methods[] = {
 	{ CONTROL_INTERFACE ".Delete", { "name:s" }, .fill = fill_delete },
 	{ CONTROL_INTERFACE ".Rename", { "name:s", "new_name:s" }, .fill = fill_rename },
 	{ CONTROL_INTERFACE ".Resize", { "name:s", "size:i", "shrink:b?" }, .fill = fill_resize },
+	{ CONTROL_INTERFACE ".MetadataSnap", { "reserve:b" }, .fill = fill_metadata_snap },
 	{ VARLINK ".GetInfo", { NULL }, .query = get_info },
 	{ VARLINK ".GetInterfaceDescription",
 	  { "interface:s" },

@@ -41,19 +41,19 @@ json_t *status_document(struct pool *pool)
 	struct pool_status s;
 
 	pool_get_status(pool, &s);
-	return json_pack("{ss so sb ss sI sI sI sI sI sI sI sI sI sb sb sI s{sI sI sI sI} so}",
+	return json_pack("{ss so sb ss sI sI sI sI sI sI sI sI sI sI sb sb sI s{sI sI sI sI} so}",
 			 "mode", pool_mode_name(s.mode), "reason", control_text(s.reason),
 			 "needs_check", s.needs_check, "version", TP_VERSION, "pid",
 			 number((uint64_t)getpid()), "transaction_id", number(s.transaction_id),
-			 "block_size", number(s.block_size), "data_used", number(s.data_used),
-			 "data_total", number(s.data_total), "data_allocated",
-			 number(s.data_allocated), "metadata_used", number(s.metadata_used),
-			 "metadata_total", number(s.metadata_total), "metadata_reserve",
-			 number(s.metadata_reserve), "read_only", s.read_only, "catalog",
-			 s.has_catalog, "virtual_total", number(s.virtual_total), "cache", "used",
-			 number(s.cache_bytes), "limit", number(s.cache_limit_bytes), "hits",
-			 number(s.cache_hits), "misses", number(s.cache_misses), "statistics",
-			 statistics_object(&s.stats));
+			 "held_root", number(s.held_root), "block_size", number(s.block_size),
+			 "data_used", number(s.data_used), "data_total", number(s.data_total),
+			 "data_allocated", number(s.data_allocated), "metadata_used",
+			 number(s.metadata_used), "metadata_total", number(s.metadata_total),
+			 "metadata_reserve", number(s.metadata_reserve), "read_only", s.read_only,
+			 "catalog", s.has_catalog, "virtual_total", number(s.virtual_total),
+			 "cache", "used", number(s.cache_bytes), "limit",
+			 number(s.cache_limit_bytes), "hits", number(s.cache_hits), "misses",
+			 number(s.cache_misses), "statistics", statistics_object(&s.stats));
 }
 
 /* The origin's name, or null: none, or it is gone. */
@@ -168,6 +168,8 @@ char *status_render_text(struct pool *pool)
 	fprintf(f, "volumes      %u, %s together\n", s.nr_volumes,
 		format_size(s.virtual_total, a, sizeof(a)));
 	fprintf(f, "transaction  %" PRIu64 "\n", s.transaction_id);
+	if (s.held_root)
+		fprintf(f, "held root    %" PRIu64 ": a metadata snapshot is held\n", s.held_root);
 	fprintf(f,
 		"requests     %" PRIu64 " reads, %" PRIu64 " writes, %" PRIu64 " flushes, %" PRIu64
 		" discards\n",

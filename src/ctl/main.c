@@ -78,6 +78,8 @@ static const struct verb verbs[] = {
 	{ "rename", "MNT/VOLUME MNT/NEW", "Rename a volume", 2, NULL, ctl_rename },
 	{ "resize", "MNT/VOLUME SIZE", "Change what a volume claims to be", 2, resize_options,
 	  ctl_resize },
+	{ "metadata-snap", "reserve|release MNT", "Keep a copy of the metadata for thin_dump -m", 2,
+	  NULL, ctl_metadata_snap },
 	{ "list", "MNT", "List the volumes of a pool", 1, json_options, ctl_list },
 	{ "status", "MNT", "Show how a pool is doing", 1, json_options, ctl_status },
 };
@@ -227,7 +229,7 @@ static void print_help(FILE *out)
 	      "Make and check thin pools, and manage the volumes of a mounted one.\n\n",
 	      out);
 	for (size_t i = 0; i < ARRAY_SIZE(verbs); i++)
-		fprintf(out, "  %-9s %-24s %s\n", verbs[i].name, verbs[i].arguments,
+		fprintf(out, "  %-13s %-24s %s\n", verbs[i].name, verbs[i].arguments,
 			verbs[i].about);
 	fputs("\nSizes: K, M, G ... are powers of 1024 (KB, MB ... of 1000), s is sectors of 512.\n"
 	      "thinpoolctl VERB --help tells the options of a verb.  See thinpoolctl(8).\n",

@@ -299,6 +299,15 @@ int ctl_rename(const struct ctl_args *a)
 	return call_about_two(a, "Rename", "name", "new_name", json_object());
 }
 
+int ctl_metadata_snap(const struct ctl_args *a)
+{
+	bool reserve = !strcmp(a->args[0], "reserve");
+
+	if (!reserve && strcmp(a->args[0], "release"))
+		return ctl_fail(CTL_USAGE, "\"%s\": say reserve or release", a->args[0]);
+	return call_daemon(a->args[1], "MetadataSnap", json_pack("{sb}", "reserve", reserve), NULL);
+}
+
 int ctl_list(const struct ctl_args *a)
 {
 	json_t *reply;

@@ -152,6 +152,9 @@ int ctl_print_status(json_t *s)
 	snprintf(line, sizeof(line), "%" PRIu64, number_of(s, "transaction_id"));
 	if (!r)
 		r = add_fact(table, "transaction id", line);
+	snprintf(line, sizeof(line), "%" PRIu64, number_of(s, "held_root"));
+	if (!r && number_of(s, "held_root"))
+		r = add_fact(table, "held root", line);
 	if (!r)
 		r = add_fact(table, "needs check",
 			     json_is_true(json_object_get(s, "needs_check")) ? "yes" : "no");

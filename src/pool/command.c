@@ -561,6 +561,45 @@ static int do_commit(struct pool *pool, struct pool_command *cmd)
 	return r == -EROFS ? 0 : r ? check_writable(pool, cmd) : 0;
 }
 
+/* ---- the metadata snapshot ---- */
+
+static int metadata_snap_failed(struct pool *pool, int r)
+{
+	return pool_metadata_failed(pool, "change the metadata snapshot", r);
+}
+
+/*
+ * The commit comes first, through the pool, which has more to do after one than the metadata
+ * knows of: what thin_metadata_reserve_snap() commits is nothing then.
+ */
+static int do_metadata_snap_reserve(struct pool *pool, struct pool_command *cmd)
+{
+	int r = check_space(pool, cmd);
+
+	if (!r)
+		r = pool_commit_now(pool);
+	if (!r)
+		r = check_space(pool, cmd); /* the commit may have found that there is none */
+	if (r)
+		return r;
+	r = thin_metadata_reserve_snap(pool->tmd);
+	if (r == -EBUSY)
+		return fail(cmd, r, "the pool has a metadata snapshot already: release it first");
+	return r ? metadata_snap_failed(pool, r) : 0;
+}
+
+static int do_metadata_snap_release(struct pool *pool, struct pool_command *cmd)
+{
+	int r = check_writable(pool, cmd);
+
+	if (r)
+		return r;
+	r = thin_metadata_release_snap(pool->tmd);
+	if (r == -ENODATA)
+		return fail(cmd, -EINVAL, "the pool has no metadata snapshot");
+	return r ? metadata_snap_failed(pool, r) : 0;
+}
+
 static int execute(struct pool *pool, struct pool_command *cmd)
 {
 	switch (cmd->op) {
@@ -578,6 +617,10 @@ static int execute(struct pool *pool, struct pool_command *cmd)
 		return do_set_read_only(pool, cmd);
 	case POOL_COMMIT:
 		return do_commit(pool, cmd);
+	case POOL_METADATA_SNAP_RESERVE:
+		return do_metadata_snap_reserve(pool, cmd);
+	case POOL_METADATA_SNAP_RELEASE:
+		return do_metadata_snap_release(pool, cmd);
 	}
 	return -EINVAL;
 }

@@ -216,6 +216,7 @@ void pool_get_status(struct pool *pool, struct pool_status *ret_status)
 	s.has_catalog = pool->has_catalog;
 	s.read_only = pool->options.read_only;
 	s.transaction_id = info.transaction_id;
+	s.held_root = info.held_root;
 	s.data_total = info.nr_data_blocks * pool->block_size;
 	s.data_used = (info.nr_data_blocks - info.nr_data_free) * pool->block_size;
 	s.metadata_total = info.nr_metadata_blocks * METADATA_BLOCK_SIZE;

@@ -173,6 +173,8 @@ enum pool_command_op {
 	POOL_RESIZE,        /* name or id, size_bytes */
 	POOL_SET_READ_ONLY, /* name or id; POOL_CMD_READ_ONLY: refuse writes, else allow them */
 	POOL_COMMIT,
+	POOL_METADATA_SNAP_RESERVE, /* -EBUSY: there is one */
+	POOL_METADATA_SNAP_RELEASE, /* -EINVAL: there is none */
 };
 
 enum pool_command_flags {
@@ -240,6 +242,7 @@ struct pool_status {
 	bool needs_check, has_catalog, read_only;
 	uint32_t block_size; /* bytes */
 	uint64_t transaction_id;
+	mblock_t held_root;                     /* block of the metadata snapshot; 0: none */
 	uint64_t data_used, data_total;         /* bytes */
 	uint64_t metadata_used, metadata_total; /* bytes; used: without the reserve */
 	uint64_t metadata_reserve;              /* bytes */

@@ -42,6 +42,7 @@ static int prepare(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root)
 	memcpy(sb, &tmd->committed, sizeof(*sb));
 	sb->time = le32_make(tmd->time);
 	sb->trans_id = le64_make(tmd->trans_id);
+	sb->held_root = le64_make(tmd->held_root);
 	sb->data_mapping_root = le64_make(tmd->root);
 	sb->device_details_root = le64_make(tmd->details_root);
 	sm_copy_root(tmd->data_sm, &sm_root);

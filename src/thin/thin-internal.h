@@ -8,6 +8,7 @@
  *   thin-mapping.c    lookups and walks
  *   thin-change.c     insert, swap, remove
  *   thin-space.c      data blocks, sizes, information
+ *   metadata-snap.c   the metadata snapshot
  *
  * Layer:    thin; private to it.
  * Locks:    the functions below say which mode of meta_root they need.
@@ -83,6 +84,7 @@ struct thin_metadata {
 	mblock_t details_root TP_GUARDED_BY(lc_meta_root);
 	uint32_t time TP_GUARDED_BY(lc_meta_root);
 	uint64_t trans_id TP_GUARDED_BY(lc_meta_root);
+	mblock_t held_root TP_GUARDED_BY(lc_meta_root); /* 0: no metadata snapshot */
 	/* Sizes in blocks, as committed and with what this transaction adds. */
 	dblock_t nr_data_blocks TP_GUARDED_BY(lc_meta_root);
 	dblock_t grown_data_blocks TP_GUARDED_BY(lc_meta_root);

@@ -123,6 +123,7 @@ void metadata_load_scalars(struct thin_metadata *tmd)
 	tmd->details_root = le64_get(sb->device_details_root);
 	tmd->time = le32_get(sb->time);
 	tmd->trans_id = le64_get(sb->trans_id);
+	tmd->held_root = le64_get(sb->held_root);
 	tmd->nr_data_blocks = tmd->grown_data_blocks = le64_get(data->nr_blocks);
 	tmd->nr_metadata_blocks = tmd->grown_metadata_blocks = le64_get(metadata->nr_blocks);
 	tmd->data_block_sectors = le32_get(sb->data_block_size);

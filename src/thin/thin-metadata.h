@@ -133,6 +133,15 @@ int thin_metadata_resize_data(struct thin_metadata *tmd, dblock_t nr_blocks)
 int thin_metadata_resize_metadata(struct thin_metadata *tmd)
 	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
 
+/*
+ * Keep a copy of the state as it is now for tools (thin_dump -m, thin_delta) to read while the
+ * pool runs; at most one.  Commits first; the copy is published by the commit that follows.
+ *   -EBUSY  there is one
+ */
+int thin_metadata_reserve_snap(struct thin_metadata *tmd) TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+/* Give it up; effective with the commit that follows.  -ENODATA: there is none. */
+int thin_metadata_release_snap(struct thin_metadata *tmd) TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+
 /* ---- queries ---- */
 
 struct thin_metadata_info {

@@ -188,7 +188,7 @@ int thin_metadata_get_info(struct thin_metadata *tmd, struct thin_metadata_info 
 	info.needs_check = le32_get(tmd->committed.flags) & THIN_NEEDS_CHECK_FLAG;
 	info.failed = tmd->fail_io;
 	info.read_only = tmd->read_only;
-	info.held_root = le64_get(tmd->committed.held_root);
+	info.held_root = tmd->held_root;
 	if (!tmd->fail_io)
 		r = fill_counts(tmd, &info);
 	unlock_meta_root_shared(&tmd->lock);

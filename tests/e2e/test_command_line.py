@@ -30,7 +30,8 @@ def test_help_and_version(args):
     for program in (THINPOOLD, THINPOOLCTL):
         p = run(program, *args)
         assert 'thinpool' in p.stdout
-    for verb in ('format', 'check', 'create', 'snapshot', 'delete', 'rename', 'resize', 'list', 'status'):
+    for verb in ('format', 'check', 'create', 'snapshot', 'delete', 'rename', 'resize', 'list', 'status',
+                 'metadata-snap'):
         assert verb in run(THINPOOLCTL, '--help').stdout
         assert f'thinpoolctl {verb}' in run(THINPOOLCTL, verb, '--help').stdout
 

@@ -538,6 +538,9 @@ static int carry_out_locked(struct pool *pool, struct pool_command *cmd)
 	case POOL_COMMIT:
 		pool->commits++;
 		return 0;
+	case POOL_METADATA_SNAP_RESERVE:
+	case POOL_METADATA_SNAP_RELEASE:
+		return -EOPNOTSUPP;
 	}
 	return -EINVAL;
 }

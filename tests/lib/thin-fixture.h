@@ -42,7 +42,7 @@ void assert_hole(struct thin_device *td, vblock_t v);
 void assert_mapped(struct thin_device *td, vblock_t v, dblock_t b, bool shared);
 /* Do other people's tools find nothing wrong? */
 bool is_clean(struct fixture *f);
-/* Take a metadata snapshot, as the kernel's message reserve_metadata_snap does. */
+/* Take a metadata snapshot, and commit. */
 void hold_metadata(struct fixture *f);
 /* Change the superblock of a closed pool: its clock and what was done to it before. */
 void set_time(struct fixture *f, uint32_t time);

@@ -114,12 +114,11 @@ unsigned thin_model_count(const struct thin_model *m, dblock_t dblock)
 	return n;
 }
 
-void thin_model_used(const struct thin_model *m, bool *used, dblock_t nr)
+void thin_model_mark_used(const struct thin_model *m, bool *used, dblock_t nr)
 {
-	memset(used, 0, nr * sizeof(*used));
 	for (unsigned i = 0; i < MODEL_DEVICES; i++)
 		for (unsigned v = 0; v < MODEL_VBLOCKS; v++)
-			if (m->devices[i].map[v].mapped)
+			if (m->devices[i].map[v].mapped && m->devices[i].map[v].dblock < nr)
 				used[m->devices[i].map[v].dblock] = true;
 }
 
@@ -311,7 +310,7 @@ static int compare_line(struct comparison *c, const char *line)
 	return 0;
 }
 
-bool thin_model_matches_dump(const struct thin_model *m, const char *path)
+bool thin_model_matches_dump(const struct thin_model *m, const char *options, const char *path)
 {
 	struct comparison c = { .m = m };
 	uint64_t nr_mapped = 0;
@@ -319,7 +318,7 @@ bool thin_model_matches_dump(const struct thin_model *m, const char *path)
 	FILE *dump;
 	int r = 0;
 
-	snprintf(command, sizeof(command), "thin_dump '%s'", path);
+	snprintf(command, sizeof(command), "thin_dump %s '%s'", options, path);
 	dump = popen(command, "r");
 	if (!dump)
 		return false;

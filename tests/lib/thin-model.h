@@ -50,8 +50,8 @@ void thin_model_swap(struct thin_model *m, unsigned device, unsigned a, unsigned
 
 /* How many mappings name the block. */
 unsigned thin_model_count(const struct thin_model *m, dblock_t dblock);
-/* For each block whether any mapping names it; @used has nr_data_blocks entries, cleared here. */
-void thin_model_used(const struct thin_model *m, bool *used, dblock_t nr);
+/* Mark each block that a mapping names; @used has @nr entries. */
+void thin_model_mark_used(const struct thin_model *m, bool *used, dblock_t nr);
 
 /*
  * Does the open transaction of @tmd say the same: devices, mappings, clock, transaction id?  If
@@ -63,7 +63,7 @@ bool thin_model_matches(const struct thin_model *m, struct thin_metadata *tmd);
 bool thin_model_run_matches(const struct thin_model *m, unsigned device, unsigned v,
 			    uint64_t max_blocks, const struct thin_run *run);
 
-/* Does the XML of thin_dump for the image at @path say the same? */
-bool thin_model_matches_dump(const struct thin_model *m, const char *path);
+/* Does the XML of thin_dump, with these options, for the image at @path say the same? */
+bool thin_model_matches_dump(const struct thin_model *m, const char *options, const char *path);
 
 #endif

@@ -517,6 +517,32 @@ static void a_commit_is_a_command_too(void **state)
 	pool_rig_destroy(image);
 }
 
+static void a_metadata_snapshot_is_held_until_it_is_released(void **state)
+{
+	struct pool_rig *image;
+
+	(void)state;
+	assert_int_equal(create(rig, "a", 4 * BLOCK), 0);
+	fill("a", 0, 2 * BLOCK, 3);
+	assert_int_equal(run(rig, POOL_METADATA_SNAP_RELEASE, 0, "", "", 0), -EINVAL);
+	assert_int_equal(run(rig, POOL_METADATA_SNAP_RESERVE, 0, "", "", 0), 0);
+	assert_int_not_equal(rig_status(rig).held_root, 0);
+	image = crash_image(rig);
+	assert_int_not_equal(rig_status(image).held_root, 0);
+	pool_rig_destroy(image);
+	assert_int_equal(run(rig, POOL_METADATA_SNAP_RESERVE, 0, "", "", 0), -EBUSY);
+
+	/* What it names is not free for others. */
+	assert_int_equal(delete_volume(rig, 0, "a"), 0);
+	assert_int_equal(rig_commit(rig), 0);
+	assert_int_equal(rig_status(rig).data_used, EMPTY + 2 * BLOCK);
+	pool_rig_reopen(rig);
+	assert_int_not_equal(rig_status(rig).held_root, 0);
+	assert_int_equal(run(rig, POOL_METADATA_SNAP_RELEASE, 0, "", "", 0), 0);
+	assert_int_equal(rig_status(rig).held_root, 0);
+	await_data_used(rig, EMPTY);
+}
+
 /* ---- failures ---- */
 
 static void assert_as_before_the_failure(void)
@@ -828,6 +854,7 @@ int main(void)
 		TEST(commands_that_wait_share_a_commit),
 		TEST(a_command_sees_what_the_one_before_it_did),
 		TEST(a_commit_is_a_command_too),
+		TEST(a_metadata_snapshot_is_held_until_it_is_released),
 		TEST(a_failed_commit_takes_everything_back),
 		TEST(a_failure_takes_the_commands_before_it_along),
 		TEST(a_pool_opened_read_only_refuses_commands),
