@@ -30,7 +30,7 @@ static const char interface_description[] =
 	"\n"
 	"method GetStatus() -> (\n"
 	"  mode: string, reason: string, needs_check: bool, version: string, pid: int,\n"
-	"  transaction_id: int, block_size: int, data_used: int, data_total: int,\n"
+	"  transaction_id: int, held_root: int, block_size: int, data_used: int, data_total: int,\n"
 	"  data_allocated: int, metadata_used: int, metadata_total: int,\n"
 	"  metadata_reserve: int, read_only: bool, catalog: bool, virtual_total: int,\n"
 	"  cache: object, statistics: object\n"

@@ -283,8 +283,9 @@ static void the_interface_describes_itself(void **state)
 			       "\"org.thinpoold\""));
 	text = answer(*state, "{\"method\": \"org.varlink.service.GetInterfaceDescription\", "
 			      "\"parameters\": {\"interface\": \"org.thinpoold\"}}");
-	for (const char *const *m = (const char *[]){ "GetStatus", "List", "Create", "Snapshot",
-						      "Delete", "Rename", "Resize", NULL };
+	for (const char *const *m =
+		     (const char *[]){ "GetStatus", "List", "Create", "Snapshot", "Delete",
+				       "Rename", "Resize", "MetadataSnap", NULL };
 	     *m; m++) {
 		char word[32];
 
