@@ -42,7 +42,10 @@
 #include "util/clock.h"
 #include "util/log.h"
 
-/* Each before the other connections, and the daemon's signals, are looked at. */
+/*
+ * Each before the other connections, and the daemon's signals, are looked at.  Fewer accepts than
+ * places, so that those who ask meanwhile are served, and no longer the most idle.
+ */
 enum { CALLS_A_ROUND = 16, ACCEPTS_A_ROUND = 16 };
 
 enum connection_state { CONN_READING, CONN_BUSY, CONN_WRITING };
@@ -116,15 +119,6 @@ static void connection_ready(struct io_watch *w, short revents)
 	serve_connection(c);
 }
 
-/* A client that has asked and was not looked at yet is not idle. */
-static bool has_asked(const struct connection *c)
-{
-	char byte;
-
-	return c->state == CONN_READING &&
-	       recv(c->watch.fd, &byte, sizeof(byte), MSG_PEEK | MSG_DONTWAIT) > 0;
-}
-
 /* All places taken: the client that was silent for longest makes room. */
 static void close_most_idle(struct control_server *s)
 {
@@ -132,7 +126,7 @@ static void close_most_idle(struct control_server *s)
 
 	LIST_FOREACH(c, &s->connections, link)
 		if (c->state != CONN_BUSY &&
-		    (!idle || c->last_active_usec < idle->last_active_usec) && !has_asked(c))
+		    (!idle || c->last_active_usec < idle->last_active_usec))
 			idle = c;
 	if (idle)
 		connection_free(idle);
