@@ -21,6 +21,7 @@
  *   Rename     name, new_name
  *   Resize     name, size, shrink (optional)
  *   MetadataSnap  reserve: true to take the metadata snapshot, false to release it
+ *   Extend     data_size, metadata_size (one or both)  data_size, metadata_size: as they are now
  *   org.varlink.service.GetInfo and GetInterfaceDescription as varlink has them
  */
 #ifndef THINPOOLD_CONTROL_H

@@ -42,6 +42,8 @@ static const char interface_description[] =
 	"method Rename(name: string, new_name: string) -> ()\n"
 	"method Resize(name: string, size: int, shrink: ?bool) -> ()\n"
 	"method MetadataSnap(reserve: bool) -> ()\n"
+	"method Extend(data_size: ?int, metadata_size: ?int)"
+	" -> (data_size: int, metadata_size: int)\n"
 	"\n"
 	"error NotFound (message: string)\n"
 	"error Exists (message: string)\n"
@@ -191,6 +193,18 @@ static void fill_metadata_snap(struct pool_command *cmd, json_t *parameters)
 								       : POOL_METADATA_SNAP_RELEASE;
 }
 
+static uint64_t optional_size(json_t *parameters, const char *key)
+{
+	return (uint64_t)json_integer_value(json_object_get(parameters, key));
+}
+
+static void fill_extend(struct pool_command *cmd, json_t *parameters)
+{
+	cmd->op = POOL_EXTEND;
+	cmd->size_bytes = optional_size(parameters, "data_size");
+	cmd->metadata_bytes = optional_size(parameters, "metadata_size");
+}
+
 static const struct method methods[] = {
 	{ CONTROL_INTERFACE ".GetStatus", { NULL }, .query = get_status },
 	{ CONTROL_INTERFACE ".List", { NULL }, .query = list },
@@ -202,6 +216,9 @@ static const struct method methods[] = {
 	{ CONTROL_INTERFACE ".Rename", { "name:s", "new_name:s" }, .fill = fill_rename },
 	{ CONTROL_INTERFACE ".Resize", { "name:s", "size:i", "shrink:b?" }, .fill = fill_resize },
 	{ CONTROL_INTERFACE ".MetadataSnap", { "reserve:b" }, .fill = fill_metadata_snap },
+	{ CONTROL_INTERFACE ".Extend",
+	  { "data_size:i?", "metadata_size:i?" },
+	  .fill = fill_extend },
 	{ VARLINK ".GetInfo", { NULL }, .query = get_info },
 	{ VARLINK ".GetInterfaceDescription",
 	  { "interface:s" },
@@ -330,6 +347,21 @@ bool control_call_begin(struct control_call *call, json_t *request)
 	return false;
 }
 
+/* What a command that succeeded has to tell. */
+static json_t *result_parameters(const struct pool_command *cmd)
+{
+	switch (cmd->op) {
+	case POOL_CREATE:
+	case POOL_SNAPSHOT:
+		return json_pack("{sI}", "id", (json_int_t)cmd->id);
+	case POOL_EXTEND:
+		return json_pack("{sI sI}", "data_size", (json_int_t)cmd->size_bytes,
+				 "metadata_size", (json_int_t)cmd->metadata_bytes);
+	default:
+		return json_object();
+	}
+}
+
 void control_call_finish(struct control_call *call, int r)
 {
 	static const struct {
@@ -345,10 +377,7 @@ void control_call_finish(struct control_call *call, int r)
 	const char *error = CONTROL_ERROR_FAILED;
 
 	if (!r) {
-		bool id = cmd->op == POOL_CREATE || cmd->op == POOL_SNAPSHOT;
-
-		call->reply = reply_parameters(id ? json_pack("{sI}", "id", (json_int_t)cmd->id)
-						  : json_object());
+		call->reply = reply_parameters(result_parameters(cmd));
 		return;
 	}
 	for (size_t i = 0; i < ARRAY_SIZE(errors); i++)

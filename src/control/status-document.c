@@ -24,7 +24,7 @@ static json_int_t number(uint64_t n)
 static json_t *statistics_object(const struct pool_stats *s)
 {
 	return json_pack(
-		"{sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI}", "reads",
+		"{sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI}", "reads",
 		number(s->reads), "writes", number(s->writes), "flushes", number(s->flushes),
 		"discards", number(s->discards), "read_bytes", number(s->read_bytes), "write_bytes",
 		number(s->write_bytes), "discard_bytes", number(s->discard_bytes),
@@ -33,7 +33,8 @@ static json_t *statistics_object(const struct pool_stats *s)
 		"passed_down_bytes", number(s->passed_down_bytes), "deferred", number(s->deferred),
 		"metadata_misses", number(s->metadata_misses), "unaligned", number(s->unaligned),
 		"commits", number(s->commits), "aborts", number(s->aborts), "commands",
-		number(s->commands), "throttled", number(s->throttled));
+		number(s->commands), "throttled", number(s->throttled), "low_water_data",
+		number(s->low_water_data), "low_water_metadata", number(s->low_water_metadata));
 }
 
 json_t *status_document(struct pool *pool)
@@ -41,7 +42,8 @@ json_t *status_document(struct pool *pool)
 	struct pool_status s;
 
 	pool_get_status(pool, &s);
-	return json_pack("{ss so sb ss sI sI sI sI sI sI sI sI sI sI sb sb sI s{sI sI sI sI} so}",
+	return json_pack("{ss so sb ss sI sI sI sI sI sI sI sI sI sI sb sb sI sI sb sI sb s{sI sI "
+			 "sI sI} so}",
 			 "mode", pool_mode_name(s.mode), "reason", control_text(s.reason),
 			 "needs_check", s.needs_check, "version", TP_VERSION, "pid",
 			 number((uint64_t)getpid()), "transaction_id", number(s.transaction_id),
@@ -51,7 +53,9 @@ json_t *status_document(struct pool *pool)
 			 number(s.metadata_used), "metadata_total", number(s.metadata_total),
 			 "metadata_reserve", number(s.metadata_reserve), "read_only", s.read_only,
 			 "catalog", s.has_catalog, "virtual_total", number(s.virtual_total),
-			 "cache", "used", number(s.cache_bytes), "limit",
+			 "low_water_data", number(s.low_water_data), "data_is_low", s.data_is_low,
+			 "low_water_metadata", number(s.low_water_metadata), "metadata_is_low",
+			 s.metadata_is_low, "cache", "used", number(s.cache_bytes), "limit",
 			 number(s.cache_limit_bytes), "hits", number(s.cache_hits), "misses",
 			 number(s.cache_misses), "statistics", statistics_object(&s.stats));
 }
@@ -165,6 +169,11 @@ char *status_render_text(struct pool *pool)
 		format_size(s.metadata_total, b, sizeof(b)),
 		percent(s.metadata_used, s.metadata_total),
 		format_size(s.metadata_reserve, c, sizeof(c)));
+	if (s.data_is_low || s.metadata_is_low)
+		fprintf(f, "low space    %s%s%s: extend the pool or delete volumes\n",
+			s.data_is_low ? "data" : "",
+			s.data_is_low && s.metadata_is_low ? " and " : "",
+			s.metadata_is_low ? "metadata" : "");
 	fprintf(f, "volumes      %u, %s together\n", s.nr_volumes,
 		format_size(s.virtual_total, a, sizeof(a)));
 	fprintf(f, "transaction  %" PRIu64 "\n", s.transaction_id);

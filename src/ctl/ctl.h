@@ -38,6 +38,7 @@ int ctl_delete(const struct ctl_args *a);
 int ctl_rename(const struct ctl_args *a);
 int ctl_resize(const struct ctl_args *a);
 int ctl_metadata_snap(const struct ctl_args *a);
+int ctl_extend(const struct ctl_args *a);
 int ctl_list(const struct ctl_args *a);
 int ctl_status(const struct ctl_args *a);
 

@@ -28,6 +28,8 @@ enum {
 	OPT_METADATA_SIZE,
 	OPT_DATA,
 	OPT_METADATA,
+	OPT_EXTEND_DATA,
+	OPT_EXTEND_METADATA,
 };
 
 #define OPTION_JSON \
@@ -60,6 +62,12 @@ static const struct argp_option resize_options[] = {
 	{ 0 },
 };
 
+static const struct argp_option extend_options[] = {
+	{ "data", OPT_EXTEND_DATA, "SIZE", 0, "Room for data from now on", 0 },
+	{ "metadata", OPT_EXTEND_METADATA, "SIZE", 0, "Room for metadata from now on", 0 },
+	{ 0 },
+};
+
 struct verb {
 	const char *name, *arguments, *about;
 	unsigned nr_args;
@@ -80,6 +88,7 @@ static const struct verb verbs[] = {
 	  ctl_resize },
 	{ "metadata-snap", "reserve|release MNT", "Keep a copy of the metadata for thin_dump -m", 2,
 	  NULL, ctl_metadata_snap },
+	{ "extend", "MNT", "Make a pool larger while it is in use", 1, extend_options, ctl_extend },
 	{ "list", "MNT", "List the volumes of a pool", 1, json_options, ctl_list },
 	{ "status", "MNT", "Show how a pool is doing", 1, json_options, ctl_status },
 };
@@ -167,6 +176,17 @@ static error_t parse_verb_option(int key, char *arg, struct argp_state *state)
 		size_argument(state, "--metadata-size", arg, &a->metadata_size);
 		if (!a->metadata_size)
 			usage_error(state, "--metadata-size must not be 0");
+		return 0;
+	case OPT_EXTEND_DATA:
+		size_argument(state, "--data", arg, &a->size);
+		a->has_size = true;
+		if (!a->size)
+			usage_error(state, "--data must not be 0");
+		return 0;
+	case OPT_EXTEND_METADATA:
+		size_argument(state, "--metadata", arg, &a->metadata_size);
+		if (!a->metadata_size)
+			usage_error(state, "--metadata must not be 0");
 		return 0;
 	case OPT_DATA:
 		a->data = arg;

@@ -6,6 +6,7 @@
  * the mount; an extended attribute of it names the daemon's socket.
  */
 #include <errno.h>
+#include <inttypes.h>
 #include <libgen.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -306,6 +307,47 @@ int ctl_metadata_snap(const struct ctl_args *a)
 	if (!reserve && strcmp(a->args[0], "release"))
 		return ctl_fail(CTL_USAGE, "\"%s\": say reserve or release", a->args[0]);
 	return call_daemon(a->args[1], "MetadataSnap", json_pack("{sb}", "reserve", reserve), NULL);
+}
+
+/* The pool has whole blocks: say so when that is less than was asked for. */
+static void note_rounding(json_t *reply, const char *key, const char *what, uint64_t asked)
+{
+	uint64_t got = (uint64_t)json_integer_value(json_object_get(reply, key));
+
+	if (asked > got)
+		fprintf(stderr,
+			"thinpoolctl: note: %s has %" PRIu64 " bytes, not %" PRIu64
+			": whole blocks, and no more than the format has room for\n",
+			what, got, asked);
+}
+
+int ctl_extend(const struct ctl_args *a)
+{
+	json_t *parameters = json_object(), *reply = NULL;
+	char data[FORMAT_SIZE_MAX], metadata[FORMAT_SIZE_MAX];
+	int code;
+
+	if (!a->has_size && !a->metadata_size) {
+		json_decref(parameters);
+		return ctl_fail(CTL_USAGE, "extend needs --data or --metadata");
+	}
+	if (a->has_size)
+		json_object_set_new(parameters, "data_size", json_integer((json_int_t)a->size));
+	if (a->metadata_size)
+		json_object_set_new(parameters, "metadata_size",
+				    json_integer((json_int_t)a->metadata_size));
+	code = call_daemon(a->args[0], "Extend", parameters, &reply);
+	if (code)
+		return code;
+	note_rounding(reply, "data_size", "data", a->size);
+	note_rounding(reply, "metadata_size", "metadata", a->metadata_size);
+	printf("%s: data %s, metadata %s\n", a->args[0],
+	       format_size((uint64_t)json_integer_value(json_object_get(reply, "data_size")), data,
+			   sizeof(data)),
+	       format_size((uint64_t)json_integer_value(json_object_get(reply, "metadata_size")),
+			   metadata, sizeof(metadata)));
+	json_decref(reply);
+	return CTL_OK;
 }
 
 int ctl_list(const struct ctl_args *a)

@@ -147,6 +147,10 @@ int ctl_print_status(json_t *s)
 		r = add_fact(table, "data on the host", size_of(s, "data_allocated", text));
 	if (!r)
 		r = add_usage(table, s, "metadata used", "metadata_used", "metadata_total");
+	if (!r && json_is_true(json_object_get(s, "data_is_low")))
+		r = add_fact(table, "low space", "data: extend the pool or delete volumes");
+	if (!r && json_is_true(json_object_get(s, "metadata_is_low")))
+		r = add_fact(table, "low space", "metadata: extend it or delete volumes");
 	if (!r)
 		r = add_fact(table, "block size", size_of(s, "block_size", text));
 	snprintf(line, sizeof(line), "%" PRIu64, number_of(s, "transaction_id"));

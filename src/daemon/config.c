@@ -65,6 +65,33 @@ static void print_size_value(const struct config_key *key, const void *field, FI
 		fprintf(out, "%" PRIu64, bytes);
 }
 
+/* "10%" of the total, or a size. */
+static int parse_mark_value(const struct config_key *key, const char *text, void *field)
+{
+	struct pool_low_water mark = { 0 };
+	size_t len = strlen(text), digits = strspn(text, "0123456789");
+
+	if (len && text[len - 1] == '%') {
+		if (digits != len - 1 || !digits || digits > 2)
+			return -EINVAL;
+		mark.percent = strtoul(text, NULL, 10);
+	} else if (parse_size_value(key, text, &mark.bytes)) {
+		return -EINVAL;
+	}
+	*(struct pool_low_water *)field = mark;
+	return 0;
+}
+
+static void print_mark_value(const struct config_key *key, const void *field, FILE *out)
+{
+	const struct pool_low_water *mark = field;
+
+	if (mark->percent)
+		fprintf(out, "%" PRIu64 "%%", mark->percent);
+	else
+		print_size_value(key, &mark->bytes, out);
+}
+
 /* Decimal seconds, down to a millisecond: "1", "0.5". */
 static int parse_seconds_value(const struct config_key *key, const char *text, void *field)
 {
@@ -168,6 +195,7 @@ static void print_level_value(const struct config_key *key, const void *field, F
 }
 
 static const struct value_kind kind_size = { parse_size_value, print_size_value };
+static const struct value_kind kind_mark = { parse_mark_value, print_mark_value };
 static const struct value_kind kind_seconds = { parse_seconds_value, print_seconds_value };
 static const struct value_kind kind_count = { parse_count_value, print_count_value };
 static const struct value_kind kind_bool = { parse_bool_value, print_bool_value };
@@ -198,6 +226,10 @@ static const struct config_key keys[] = {
 	  .words = no_space_words, .expected = "error or queue" },
 	{ "pool", "no_space_timeout", "60", FIELD(no_space_timeout_usec), .kind = &kind_seconds,
 	  .min = 0, .max = SECONDS(86400), .expected = "seconds from 0 (for ever) to 86400" },
+	{ "pool", "low_water_data", "10%", FIELD(low_water_data), .kind = &kind_mark,
+	  .max = INT64_MAX, .expected = "a percentage from 0% (none) to 99%, or a size" },
+	{ "pool", "low_water_metadata", "10%", FIELD(low_water_metadata), .kind = &kind_mark,
+	  .max = INT64_MAX, .expected = "a percentage from 0% (none) to 99%, or a size" },
 	{ "fuse", "workers", "2", FIELD(workers), .kind = &kind_count, .min = 1, .max = 64,
 	  .expected = "a number from 1 to 64" },
 	{ "fuse", "cache", "pages", FIELD(cache), .kind = &kind_word, .words = cache_words,

@@ -31,6 +31,7 @@ struct config {
 	bool zero_new_blocks;
 	bool queue_if_no_space;
 	uint64_t no_space_timeout_usec;
+	struct pool_low_water low_water_data, low_water_metadata;
 	/* [fuse] */
 	unsigned workers;
 	enum config_cache cache;

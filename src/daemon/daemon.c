@@ -137,6 +137,8 @@ static int open_pool(struct daemon *d, const struct daemon_options *o, struct tp
 		.zero_new_blocks = cfg->zero_new_blocks,
 		.queue_if_no_space = cfg->queue_if_no_space,
 		.no_space_timeout_usec = cfg->no_space_timeout_usec,
+		.low_water_data = cfg->low_water_data,
+		.low_water_metadata = cfg->low_water_metadata,
 		.event = pool_event,
 		.event_ctx = d,
 	};

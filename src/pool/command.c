@@ -615,6 +615,8 @@ static int execute(struct pool *pool, struct pool_command *cmd)
 		return do_resize(pool, cmd);
 	case POOL_SET_READ_ONLY:
 		return do_set_read_only(pool, cmd);
+	case POOL_EXTEND:
+		return pool_extend(pool, cmd);
 	case POOL_COMMIT:
 		return do_commit(pool, cmd);
 	case POOL_METADATA_SNAP_RESERVE:
@@ -652,6 +654,13 @@ static void take_commands(struct pool *pool, struct command_list *list)
 	unlock_pool(&pool->lock);
 }
 
+/* Many commands share a transaction: it must not need more than there is. */
+static void commit_if_low(struct pool *pool, struct command_list *waiting)
+{
+	if (pool_metadata_is_low(pool) && pool_is_dirty(pool))
+		answer_all(pool, waiting, pool_commit_now(pool));
+}
+
 static void run_batch(struct pool *pool, struct command_list *todo)
 {
 	struct command_list waiting = STAILQ_HEAD_INITIALIZER(waiting);
@@ -660,8 +669,10 @@ static void run_batch(struct pool *pool, struct command_list *todo)
 	int r = 0;
 
 	while ((cmd = STAILQ_FIRST(todo))) {
-		unsigned aborts = t->aborts;
+		unsigned aborts;
 
+		commit_if_low(pool, &waiting);
+		aborts = t->aborts;
 		STAILQ_REMOVE_HEAD(todo, link);
 		r = execute(pool, cmd);
 		if (t->aborts != aborts) {

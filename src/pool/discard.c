@@ -18,6 +18,7 @@
 #define NR_PASSDOWNS 8   /* punches at a time: enough for a disk, few enough to stay behind I/O */
 #define SKIP_LOOKUPS 256 /* of one request in a row */
 #define UNMAP_SLICE 1024 /* mappings removed by one call, which holds meta_root */
+#define UNMAP_BLOCKS_PER_FREE 8 /* mappings removed by one call for each free metadata block */
 
 struct passdown {
 	struct io_request io;
@@ -50,6 +51,20 @@ void range_request_skip(struct pool *pool, struct request *req)
 	}
 }
 
+/*
+ * Removing copies nodes, a few for each leaf and each bitmap that it touches: what one step takes
+ * must fit into what is left of metadata, with room for the commit.
+ */
+static uint64_t unmap_limit(struct pool *pool, uint64_t max_blocks)
+{
+	struct thin_metadata_info info;
+
+	if (thin_metadata_get_info(pool->tmd, &info))
+		return 1; /* the change itself will say why */
+	return MIN(max_blocks,
+		   1 + (info.nr_metadata_free + info.metadata_reserve) * UNMAP_BLOCKS_PER_FREE);
+}
+
 static int unmap_some(struct pool *pool, struct volume *v, vblock_t begin, vblock_t end,
 		      uint64_t max_blocks, vblock_t *ret_next)
 {
@@ -57,7 +72,7 @@ static int unmap_some(struct pool *pool, struct volume *v, vblock_t begin, vbloc
 
 	if (r)
 		return r;
-	r = thin_remove_range(v->td, begin, end, max_blocks, ret_next);
+	r = thin_remove_range(v->td, begin, end, unmap_limit(pool, max_blocks), ret_next);
 	if (r)
 		return pool_metadata_failed(pool, "unmap a range", r);
 	/* Removing copies nodes: it may not eat the reserve that the commit needs. */

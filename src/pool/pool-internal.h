@@ -20,6 +20,7 @@
 #include "pool/pool.h"
 #include "pool/volume.h"
 #include "thin/thin-metadata.h"
+#include "util/log.h"
 
 struct prison;
 struct segment;
@@ -59,7 +60,10 @@ struct pool {
 	unsigned waiting_space TP_GUARDED_BY(lc_pool);         /* likewise */
 
 	_Atomic enum pool_mode mode; /* changed by the worker, under LC_pool */
+	struct log_limit mode_log[POOL_MODE_FAIL + 1];
 	atomic_bool needs_check;
+	atomic_bool data_is_low, metadata_is_low; /* changed by the worker (low-water.c) */
+	struct log_limit low_water_log[2];
 	atomic_bool never_wait;  /* pool_stop_waiting() */
 	atomic_bool sizes_dirty; /* some volume's size_dirty is set: a commit is needed */
 
@@ -150,6 +154,17 @@ int pool_metadata_failed(struct pool *pool, const char *what, int r) TP_EXCLUDES
  */
 int pool_check_writable(struct pool *pool) TP_MUST_CHECK;
 int pool_check_space(struct pool *pool) TP_MUST_CHECK;
+
+/*
+ * Worker only.  Does metadata have nothing but its reserve left, with what the open transaction
+ * has taken?  Then it is time to commit, if there is anything to (pool_is_dirty()), before the
+ * reserve is eaten: the commit needs it.
+ */
+bool pool_metadata_is_low(struct pool *pool);
+bool pool_is_dirty(struct pool *pool);
+
+/* Worker only.  POOL_EXTEND, but for the last commit. */
+int pool_extend(struct pool *pool, struct pool_command *cmd) TP_EXCLUDES_ALL TP_MUST_CHECK;
 
 /* Any thread.  There is something for the worker to look at. */
 void pool_wake_worker(struct pool *pool);

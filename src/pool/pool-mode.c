@@ -7,11 +7,11 @@
  *                     no data block, nothing to wait for
  *             WRITE ------------------------------------> OUT_OF_DATA_SPACE
  *               |   <------------------------------------
- *               |            space was freed
+ *               |       space was freed, data extended
  *               |   only the reserve of metadata is left
  *               |-----------------------------------------> OUT_OF_METADATA_SPACE
  *               |   <------------------------------------
- *               |        deleting, discarding
+ *               |  deleting, discarding, metadata extended
  *               |   a metadata operation failed, abort done
  *               +-----------------------------------------> READ_ONLY     (until reopened)
  *                   abort failed too
@@ -70,14 +70,16 @@ void pool_set_mode(struct pool *pool, enum pool_mode mode, const char *reason)
 	pool->mode = mode;
 	snprintf(pool->reason, sizeof(pool->reason), "%s", reason);
 	unlock_pool(&pool->lock);
+	/* At the edge of its space a pool may come and go as often as clients write and discard. */
 	if (mode == POOL_MODE_WRITE)
-		log_info("there is space again, the pool is writable");
+		log_line_limited(&pool->mode_log[mode], LOG_LEVEL_INFO, LOG_MODULE,
+				 "there is space again, the pool is writable");
 	else if (mode >= POOL_MODE_READ_ONLY)
 		log_err("%s, the pool is now %s", reason,
 			mode == POOL_MODE_FAIL ? "out of service until it is reopened"
 					       : "read-only until it is checked and reopened");
 	else
-		log_warn("%s", reason);
+		log_line_limited(&pool->mode_log[mode], LOG_LEVEL_WARN, LOG_MODULE, "%s", reason);
 	pool_event(pool, POOL_EVENT_MODE, 0, NULL);
 }
 
@@ -115,7 +117,7 @@ static void adjust_mode(struct pool *pool, const struct thin_metadata_info *info
 	if (committed && !info->nr_metadata_free) {
 		pool_set_mode(pool, POOL_MODE_OUT_OF_METADATA_SPACE,
 			      "no metadata space is left but the reserve: new blocks are refused "
-			      "until something is deleted or metadata is extended");
+			      "until something is deleted or discarded, or metadata is extended");
 	} else if ((committed && mode == POOL_MODE_OUT_OF_METADATA_SPACE) ||
 		   (mode == POOL_MODE_OUT_OF_DATA_SPACE && info->nr_data_free)) {
 		pool->worker->no_space_deadline_usec = UINT64_MAX;
@@ -141,6 +143,7 @@ void pool_refresh_info(struct pool *pool, bool committed)
 	unlock_pool(&pool->lock);
 	atomic_store(&pool->needs_check, info.needs_check);
 	adjust_mode(pool, &info, committed);
+	low_water_check(pool, &info);
 }
 
 /* ------------------------------------------------------------------ lack of data space */
@@ -198,7 +201,7 @@ static void out_of_data_space(struct pool *pool)
 	if (pool->mode == POOL_MODE_WRITE)
 		pool_set_mode(pool, POOL_MODE_OUT_OF_DATA_SPACE,
 			      "no data space is left: new blocks are refused until something is "
-			      "deleted or discarded");
+			      "deleted or discarded, or data is extended");
 	if (pool->options.queue_if_no_space && !w->no_space_expired &&
 	    !atomic_load(&pool->never_wait)) {
 		if (!pool->options.no_space_timeout_usec)
@@ -227,7 +230,7 @@ void low_space_run(struct pool *pool)
 		/* Blocks freed in this transaction can be had after the commit (L2). */
 		if (!pool_commit_now(pool))
 			low_space_retry(pool);
-	} else if (!passdown_busy(pool)) {
+	} else if (!passdown_busy(pool) && !pool->worker->removing) {
 		out_of_data_space(pool);
 	}
 }

@@ -124,7 +124,11 @@ static int pool_build(struct pool *pool, struct tp_error *error)
 		r = worker_create(pool);
 	if (!r)
 		r = volumes_load(pool, error);
-	return r ? r : worker_start(pool);
+	if (r)
+		return r;
+	/* Each opening that let a first write through would eat of the reserve. */
+	pool_refresh_info(pool, true);
+	return worker_start(pool);
 }
 
 static int finish_open(struct pool *pool, int r, struct pool **ret_pool, struct tp_error *error)
@@ -217,6 +221,8 @@ void pool_get_status(struct pool *pool, struct pool_status *ret_status)
 	s.read_only = pool->options.read_only;
 	s.transaction_id = info.transaction_id;
 	s.held_root = info.held_root;
+	s.data_is_low = pool->data_is_low;
+	s.metadata_is_low = pool->metadata_is_low;
 	s.data_total = info.nr_data_blocks * pool->block_size;
 	s.data_used = (info.nr_data_blocks - info.nr_data_free) * pool->block_size;
 	s.metadata_total = info.nr_metadata_blocks * METADATA_BLOCK_SIZE;
@@ -224,6 +230,8 @@ void pool_get_status(struct pool *pool, struct pool_status *ret_status)
 	s.metadata_used = s.metadata_total - s.metadata_reserve -
 			  MIN(info.nr_metadata_free * METADATA_BLOCK_SIZE,
 			      s.metadata_total - s.metadata_reserve);
+	s.low_water_data = low_water_mark(&pool->options.low_water_data, s.data_total);
+	s.low_water_metadata = low_water_mark(&pool->options.low_water_metadata, s.metadata_total);
 	if (io_device_allocated(pool->data, &s.data_allocated))
 		s.data_allocated = 0;
 	volumes_get_totals(pool, &s.nr_volumes, &s.virtual_total);

@@ -30,6 +30,12 @@ struct pool_event;
 
 enum pool_discard { POOL_DISCARD_PASSDOWN, POOL_DISCARD_NO_PASSDOWN, POOL_DISCARD_IGNORE };
 
+/* A low-water mark: what is left when somebody should be told.  Neither field set: none. */
+struct pool_low_water {
+	uint64_t percent; /* of the total, 0..99 */
+	uint64_t bytes;   /* or so much */
+};
+
 struct pool_options {
 	const char *metadata_path, *data_path; /* files, block devices or links to them */
 	bool read_only;                        /* nothing is written, not even on close */
@@ -39,6 +45,7 @@ struct pool_options {
 	bool zero_new_blocks; /* false: new blocks may show what the device held before */
 	bool queue_if_no_space;
 	uint64_t no_space_timeout_usec; /* 0: for ever */
+	struct pool_low_water low_water_data, low_water_metadata;
 	/*
 	 * Something front ends cache has changed behind their back.  Called by any thread; must
 	 * not wait for the kernel or for the pool.  May be NULL.
@@ -172,6 +179,7 @@ enum pool_command_op {
 	POOL_RENAME,        /* name, new_name */
 	POOL_RESIZE,        /* name or id, size_bytes */
 	POOL_SET_READ_ONLY, /* name or id; POOL_CMD_READ_ONLY: refuse writes, else allow them */
+	POOL_EXTEND,        /* size_bytes, metadata_bytes: of data, of metadata; 0: as it is */
 	POOL_COMMIT,
 	POOL_METADATA_SNAP_RESERVE, /* -EBUSY: there is one */
 	POOL_METADATA_SNAP_RELEASE, /* -EINVAL: there is none */
@@ -191,14 +199,20 @@ enum pool_command_flags {
  * Done by the worker, one after another, in one transaction with the catalog, durable and
  * visible when @done is called.  Embedded in the caller's structure; strings are copied.
  *   -ENOENT, -EEXIST, -EINVAL (name, size), -ENAMETOOLONG, -EBUSY, -ENOSPC, -EROFS, -EIO,
- *   -EFBIG (larger than 2^40 blocks or INT64_MAX), -EOPNOTSUPP (the pool has no catalog)
+ *   -EFBIG (larger than 2^40 blocks or INT64_MAX), -EOPNOTSUPP (the pool has no catalog;
+ *   extend: a block device that is not that large)
+ *
+ * Extending data and metadata grows their files or uses what block devices have grown by; it
+ * never shrinks (-EINVAL).  A size is rounded down to whole blocks; metadata uses all of a device
+ * that is larger.  What was extended stays so when the other of the two fails.
  */
 struct pool_command {
 	enum pool_command_op op;
 	unsigned flags; /* enum pool_command_flags */
 	char name[VOLUME_NAME_MAX + 1], new_name[VOLUME_NAME_MAX + 1];
-	uint64_t size_bytes;
-	thin_id_t id; /* in with POOL_CMD_BY_ID; out: of the new volume */
+	uint64_t size_bytes;     /* extend: out: what data has now */
+	uint64_t metadata_bytes; /* extend: the same for metadata */
+	thin_id_t id;            /* in with POOL_CMD_BY_ID; out: of the new volume */
 	void (*done)(struct pool_command *cmd, int r); /* the worker thread, no lock held */
 	struct tp_error error;                         /* a line for a person, when r < 0 */
 
@@ -234,6 +248,7 @@ struct pool_stats {                                /* since the pool was opened 
 	uint64_t provisioned_blocks, broken_sharing_blocks, zeroed_blocks, passed_down_bytes;
 	uint64_t deferred, metadata_misses, unaligned; /* ways off the fast path */
 	uint64_t commits, aborts, commands, throttled;
+	uint64_t low_water_data, low_water_metadata; /* times that free space fell to the mark */
 };
 
 struct pool_status {
@@ -242,12 +257,14 @@ struct pool_status {
 	bool needs_check, has_catalog, read_only;
 	uint32_t block_size; /* bytes */
 	uint64_t transaction_id;
-	mblock_t held_root;                     /* block of the metadata snapshot; 0: none */
-	uint64_t data_used, data_total;         /* bytes */
-	uint64_t metadata_used, metadata_total; /* bytes; used: without the reserve */
-	uint64_t metadata_reserve;              /* bytes */
-	uint64_t data_allocated;                /* bytes the data file takes on its host */
-	uint64_t virtual_total;                 /* sum of the volumes' sizes */
+	mblock_t held_root;                          /* block of the metadata snapshot; 0: none */
+	uint64_t data_used, data_total;              /* bytes */
+	uint64_t metadata_used, metadata_total;      /* bytes; used: without the reserve */
+	uint64_t metadata_reserve;                   /* bytes */
+	uint64_t data_allocated;                     /* bytes the data file takes on its host */
+	uint64_t low_water_data, low_water_metadata; /* bytes free at which it is low; 0: no mark */
+	bool data_is_low, metadata_is_low;           /* fell to the mark, not well above it since */
+	uint64_t virtual_total;                      /* sum of the volumes' sizes */
 	unsigned nr_volumes;
 	uint64_t cache_bytes, cache_limit_bytes, cache_hits, cache_misses;
 	/* How many wait now, and for what. */

@@ -15,7 +15,9 @@
  *   V3  A block that may be shared is never written in place.  Its count does not tell: a
  *       snapshot shares nodes of the tree above it, and the block counts once for all of
  *       them.  So the first write after a snapshot is gone copies once more, as in dm-thin.
- *   V4  A reservation does not survive an abort: jobs remember the epoch they began in.
+ *   V4  When only the reserve of metadata is left, nothing more is mapped, not even what was
+ *       being written already: the jobs under way could need more than there is.
+ *   V5  A reservation does not survive an abort: jobs remember the epoch they began in.
  */
 #include "pool/request.h"
 
@@ -301,8 +303,10 @@ static void job_finish(struct pool *pool, struct job *job)
 	struct segment *seg = job->seg;
 	int r = job->result;
 
+	if (job->insert && !r)
+		r = job->epoch == pool->worker->epoch ? pool_check_space(pool) : -EIO;
 	if (job->insert && job->epoch != pool->worker->epoch)
-		r = r ? r : -EIO;
+		; /* the abort has forgotten the reservation */
 	else if (job->insert && r)
 		thin_metadata_unreserve_data_blocks(pool->tmd, job->dblock,
 						    job->dblock + job->nr_blocks);

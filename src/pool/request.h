@@ -181,6 +181,7 @@ struct worker {
 	struct segment_list job_waiters, no_space;
 	uint64_t no_space_deadline_usec; /* UINT64_MAX: none */
 	bool no_space_expired;
+	bool removing; /* volumes, in the background: more blocks will be free */
 	struct job *jobs;
 	struct job_list free_jobs, prepared;
 
@@ -296,13 +297,17 @@ void passdown_destroy(struct pool *pool);
 void pool_set_mode(struct pool *pool, enum pool_mode mode, const char *reason);
 /* Copy the numbers for status, and change modes if they say so; @committed: just now. */
 void pool_refresh_info(struct pool *pool, bool committed);
-/* Does metadata have nothing but its reserve left? */
-bool pool_metadata_is_low(struct pool *pool);
 /* Segments that found no free block: commit and look again, wait, or fail. */
 void low_space_park(struct pool *pool, struct segment *seg);
 void low_space_run(struct pool *pool);
 void low_space_retry(struct pool *pool);
 uint64_t low_space_deadline(const struct pool *pool);
-bool pool_is_dirty(struct pool *pool);
+
+/* ---- low-water.c ---- */
+
+/* The mark in bytes of free space; 0: none.  Any thread. */
+uint64_t low_water_mark(const struct pool_low_water *low_water, uint64_t total);
+/* Worker only.  Has free space come down to a mark, or risen well above it? */
+void low_water_check(struct pool *pool, const struct thin_metadata_info *info);
 
 #endif

@@ -33,6 +33,8 @@ enum stat {
 	STAT_ABORTS,
 	STAT_COMMANDS,
 	STAT_THROTTLED,
+	STAT_LOW_WATER_DATA,
+	STAT_LOW_WATER_METADATA,
 	NR_STATS
 };
 _Static_assert(NR_STATS * sizeof(uint64_t) == sizeof(struct pool_stats), "a stat for each member");

@@ -535,6 +535,7 @@ static int carry_out_locked(struct pool *pool, struct pool_command *cmd)
 		return resize(pool, cmd);
 	case POOL_SET_READ_ONLY:
 		return set_read_only(pool, cmd);
+	case POOL_EXTEND: /* the fake has no end */
 	case POOL_COMMIT:
 		pool->commits++;
 		return 0;

@@ -58,6 +58,8 @@ static void defaults_are_the_documented_ones(void **state)
 	assert_true(cfg.zero_new_blocks);
 	assert_true(cfg.queue_if_no_space);
 	assert_int_equal(cfg.no_space_timeout_usec, 60000000);
+	assert_int_equal(cfg.low_water_data.percent, 10);
+	assert_int_equal(cfg.low_water_metadata.percent, 10);
 	assert_int_equal(cfg.workers, 2);
 	assert_int_equal(cfg.cache, CONFIG_CACHE_PAGES);
 	assert_false(cfg.allow_other);
@@ -79,6 +81,8 @@ static void every_key_is_read(void **state)
 		   "zero_new_blocks = no\n"
 		   "no_space = error\n"
 		   "no_space_timeout = 0\n"
+		   "low_water_data = 25%\n"
+		   "low_water_metadata = 3M\n"
 		   "[fuse]\n"
 		   "workers = 7\n"
 		   "cache = none\n"
@@ -94,6 +98,10 @@ static void every_key_is_read(void **state)
 	assert_false(cfg.zero_new_blocks);
 	assert_false(cfg.queue_if_no_space);
 	assert_int_equal(cfg.no_space_timeout_usec, 0);
+	assert_int_equal(cfg.low_water_data.percent, 25);
+	assert_int_equal(cfg.low_water_data.bytes, 0);
+	assert_int_equal(cfg.low_water_metadata.percent, 0);
+	assert_int_equal(cfg.low_water_metadata.bytes, 3 << 20);
 	assert_int_equal(cfg.workers, 7);
 	assert_int_equal(cfg.cache, CONFIG_CACHE_NONE);
 	assert_true(cfg.allow_other);
@@ -167,6 +175,11 @@ static void mistakes_are_told_with_their_line(void **state)
 		{ "[pool]\ndiscard = Passdown\n", "2", "passdown, no_passdown or ignore" },
 		{ "[fuse]\nworkers = 0\n", "2", "from 1 to 64" },
 		{ "[fuse]\nworkers = 2.5\n", "2", "2.5" },
+		{ "[pool]\nlow_water_data = 100%\n", "2", "0% (none) to 99%" },
+		{ "[pool]\nlow_water_data = %\n", "2", "low_water_data" },
+		{ "[pool]\nlow_water_metadata = -5%\n", "2", "-5%" },
+		{ "[pool]\nlow_water_metadata = 1.5%\n", "2", "1.5%" },
+		{ "[pool]\nlow_water_metadata = much\n", "2", "or a size" },
 		{ "[daemon]\nlock_memory = maybe\n", "2", "yes or no" },
 		{ "[pool]\njust words\n", "2", "key = value" },
 		{ "[pool]\ncache_size = 8M\xff\n", "2", "UTF-8" },
@@ -206,6 +219,8 @@ static void what_is_printed_reads_back(void **state)
 	config_set_defaults(&cfg);
 	cfg.cache_size = 12345678;
 	cfg.commit_interval_usec = 20000;
+	cfg.low_water_data = (struct pool_low_water){ .bytes = 1234567 };
+	cfg.low_water_metadata = (struct pool_low_water){ .percent = 7 };
 	cfg.cache = CONFIG_CACHE_NONE;
 	cfg.log_level = LOG_LEVEL_WARN;
 	f = fopen(path, "w");

@@ -12,8 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "fault-device.h"
-#include "pool-fixture.h"
+#include "commands.h"
 #include "util/clock.h"
 
 #define BLOCK (64 * KIB)
@@ -203,6 +202,12 @@ static void without_metadata_space_deleting_still_works(void **state)
 	assert_false(rig_status(small).needs_check);
 	assert_int_equal(rig_io(small, big, POOL_WRITE, 0, 4096, buffer), 0);
 	assert_int_equal(rig_flush(small, big), 0);
+	/* Opening again gives nobody a share of the reserve. */
+	rig_close_volume(big);
+	pool_rig_reopen(small);
+	big = rig_open_volume(small, "big");
+	assert_int_equal(rig_status(small).mode, POOL_MODE_OUT_OF_METADATA_SPACE);
+	assert_int_equal(rig_io(small, big, POOL_WRITE, 999999 * MIB, 4096, buffer), -ENOSPC);
 	assert_int_equal(rig_punch(small, big, 0, 500 * 1000 * MIB), 0);
 	assert_int_equal(rig_commit(small), 0);
 	assert_int_equal(rig_status(small).mode, POOL_MODE_WRITE);
@@ -213,6 +218,107 @@ static void without_metadata_space_deleting_still_works(void **state)
 	assert_true(pool_rig_is_clean(small));
 	pool_rig_destroy(small);
 	free(buffer);
+}
+
+#define NR_AT_ONCE 126u
+#define LEAF 100u /* blocks: further apart than this they are in different leaves */
+
+/* One write to each leaf of the volume, all under way at the same time; the errors are counted. */
+static unsigned write_everywhere(struct pool_rig *r, struct volume *vol, void *buffer)
+{
+	static struct rig_request writes[NR_AT_ONCE];
+	unsigned nr_errors = 0;
+
+	fault_device_delay(r->data, FAULT_OP(IO_WRITE));
+	for (unsigned i = 0; i < NR_AT_ONCE; i++)
+		rig_start(r, &writes[i], vol, POOL_WRITE, (uint64_t)i * LEAF * BLOCK, BLOCK,
+			  buffer);
+	(void)fault_device_wait_held(r->data, NR_AT_ONCE / 2); /* a full pool holds none */
+	fault_device_release_all(r->data);
+	for (unsigned i = 0; i < NR_AT_ONCE; i++) {
+		int result = rig_wait(r, &writes[i]);
+
+		assert_true(result == 0 || result == -ENOSPC);
+		nr_errors += result != 0;
+	}
+	return nr_errors;
+}
+
+/* After a snapshot each write takes a leaf of its own: so many together need more than the reserve.
+ */
+static void many_writes_at_once_leave_the_commit_its_reserve(void **state)
+{
+	struct pool_rig *small = pool_rig_create_sized(BLOCK, 300000, 512, 2 * MIB);
+	void *buffer = io_buffer_alloc(BLOCK);
+	struct volume *big;
+	char name[32];
+	unsigned n = 0;
+
+	(void)state;
+	small->options.zero_new_blocks = false;
+	pool_rig_reopen(small);
+	big = rig_create_volume(small, "big", 4096 * MIB);
+	memset(buffer, 1, BLOCK);
+	for (uint64_t i = 0; i < NR_AT_ONCE * LEAF; i++)
+		assert_int_equal(rig_io(small, big, POOL_WRITE, i * BLOCK, 4096, buffer), 0);
+	do {
+		memset(buffer, (int)++n + 1, BLOCK);
+		snprintf(name, sizeof(name), "snap%u", n);
+		assert_int_equal(rig_snapshot(small, "big", name), 0);
+		assert_true(n < 10);
+	} while (!write_everywhere(small, big, buffer));
+	assert_int_equal(rig_status(small).mode, POOL_MODE_OUT_OF_METADATA_SPACE);
+	assert_int_equal(rig_status(small).stats.aborts, 0);
+	assert_int_equal(rig_flush(small, big), 0);
+
+	for (; n; n--) {
+		snprintf(name, sizeof(name), "snap%u", n);
+		assert_int_equal(rig_delete(small, name), 0);
+	}
+	while (rig_status(small).nr_volumes > 1 || rig_status(small).mode != POOL_MODE_WRITE)
+		assert_int_equal(rig_commit(small), 0);
+	assert_int_equal(write_everywhere(small, big, buffer), 0);
+	rig_close_volume(big);
+	assert_int_equal(pool_rig_close(small), 0);
+	assert_true(pool_rig_is_clean(small));
+	pool_rig_destroy(small);
+	free(buffer);
+}
+
+static void many_commands_at_once_leave_the_commit_its_reserve(void **state)
+{
+	enum { NR = 600 };
+	struct pool_rig *small = pool_rig_create_sized(BLOCK, 300, 512, 2 * MIB);
+	struct async *creates = calloc(NR, sizeof(*creates));
+	unsigned made = 0;
+	char name[32];
+
+	(void)state;
+	/* The first one's commit is held, so that the others wait together. */
+	fault_device_delay(small->meta, FAULT_OP(IO_FLUSH));
+	for (unsigned i = 0; i < NR; i++) {
+		snprintf(name, sizeof(name), "v%u", i);
+		start(small, &creates[i], POOL_CREATE, name, "", MIB);
+	}
+	fault_device_release_all(small->meta);
+	for (unsigned i = 0; i < NR; i++) {
+		int r = finish(small, &creates[i]);
+
+		assert_true(r == 0 || r == -ENOSPC);
+		made += r == 0;
+	}
+	assert_true(made > 100 && made < NR);
+	assert_int_equal(rig_status(small).nr_volumes, made);
+	assert_int_equal(rig_status(small).mode, POOL_MODE_OUT_OF_METADATA_SPACE);
+	assert_int_equal(rig_status(small).stats.aborts, 0);
+	assert_int_equal(rig_delete(small, "v0"), 0);
+	assert_int_equal(rig_delete(small, "v1"), 0);
+	assert_int_equal(rig_status(small).mode, POOL_MODE_WRITE);
+	assert_int_equal(create(small, "v0", MIB), 0);
+	assert_int_equal(pool_rig_close(small), 0);
+	assert_true(pool_rig_is_clean(small));
+	pool_rig_destroy(small);
+	free(creates);
 }
 
 /* ---- read-only ---- */
@@ -279,6 +385,8 @@ int main(void)
 		T(queued_writes_go_on_when_there_is_space),
 		T(queued_writes_fail_after_the_timeout),
 		T(without_metadata_space_deleting_still_works),
+		T(many_writes_at_once_leave_the_commit_its_reserve),
+		T(many_commands_at_once_leave_the_commit_its_reserve),
 		T(a_read_only_pool_is_never_written),
 		T(the_numbers_of_status_add_up),
 	};
