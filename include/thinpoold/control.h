@@ -9,7 +9,8 @@
  *   reply   {"parameters": {"id": 7}}
  *   error   {"error": "org.thinpoold.Exists", "parameters": {"message": "..."}}
  *
- * Calls of one connection are answered in order.  The path of the socket is the value of the
+ * Calls of one connection are answered in order.  A descriptor comes as SCM_RIGHTS with the first
+ * byte of its reply.  The path of the socket is the value of the
  * extended attribute CONTROL_XATTR of the mount's root.
  *
  *   method     parameters                              reply
@@ -22,6 +23,8 @@
  *   Resize     name, size, shrink (optional)
  *   MetadataSnap  reserve: true to take the metadata snapshot, false to release it
  *   Extend     data_size, metadata_size (one or both)  data_size, metadata_size: as they are now
+ *   Dump       -                                       (a descriptor of the XML beside it)
+ *   Trim       -                                       bytes
  *   org.varlink.service.GetInfo and GetInterfaceDescription as varlink has them
  */
 #ifndef THINPOOLD_CONTROL_H

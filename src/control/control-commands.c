@@ -44,6 +44,9 @@ static const char interface_description[] =
 	"method MetadataSnap(reserve: bool) -> ()\n"
 	"method Extend(data_size: ?int, metadata_size: ?int)"
 	" -> (data_size: int, metadata_size: int)\n"
+	"# The XML comes as a file descriptor beside the reply.\n"
+	"method Dump() -> ()\n"
+	"method Trim() -> (bytes: int)\n"
 	"\n"
 	"error NotFound (message: string)\n"
 	"error Exists (message: string)\n"
@@ -205,6 +208,18 @@ static void fill_extend(struct pool_command *cmd, json_t *parameters)
 	cmd->metadata_bytes = optional_size(parameters, "metadata_size");
 }
 
+static void fill_dump(struct pool_command *cmd, json_t *parameters)
+{
+	(void)parameters;
+	cmd->op = POOL_DUMP;
+}
+
+static void fill_trim(struct pool_command *cmd, json_t *parameters)
+{
+	(void)parameters;
+	cmd->op = POOL_TRIM;
+}
+
 static const struct method methods[] = {
 	{ CONTROL_INTERFACE ".GetStatus", { NULL }, .query = get_status },
 	{ CONTROL_INTERFACE ".List", { NULL }, .query = list },
@@ -219,6 +234,8 @@ static const struct method methods[] = {
 	{ CONTROL_INTERFACE ".Extend",
 	  { "data_size:i?", "metadata_size:i?" },
 	  .fill = fill_extend },
+	{ CONTROL_INTERFACE ".Dump", { NULL }, .fill = fill_dump },
+	{ CONTROL_INTERFACE ".Trim", { NULL }, .fill = fill_trim },
 	{ VARLINK ".GetInfo", { NULL }, .query = get_info },
 	{ VARLINK ".GetInterfaceDescription",
 	  { "interface:s" },
@@ -325,6 +342,7 @@ bool control_call_begin(struct control_call *call, json_t *request)
 	json_t *parameters = json_object_get(request, "parameters");
 
 	call->reply = NULL;
+	call->reply_fd = -1;
 	memset(&call->command, 0, sizeof(call->command));
 	if (!name) {
 		call->reply =
@@ -357,6 +375,8 @@ static json_t *result_parameters(const struct pool_command *cmd)
 	case POOL_EXTEND:
 		return json_pack("{sI sI}", "data_size", (json_int_t)cmd->size_bytes,
 				 "metadata_size", (json_int_t)cmd->metadata_bytes);
+	case POOL_TRIM:
+		return json_pack("{sI}", "bytes", (json_int_t)cmd->size_bytes);
 	default:
 		return json_object();
 	}
@@ -378,6 +398,8 @@ void control_call_finish(struct control_call *call, int r)
 
 	if (!r) {
 		call->reply = reply_parameters(result_parameters(cmd));
+		if (cmd->op == POOL_DUMP)
+			call->reply_fd = cmd->fd;
 		return;
 	}
 	for (size_t i = 0; i < ARRAY_SIZE(errors); i++)

@@ -15,6 +15,7 @@ struct control_call {
 	struct pool *pool;
 	struct pool_command command; /* when the method is one */
 	json_t *reply;               /* set once the answer is known */
+	int reply_fd;                /* to go with it; -1: none.  Whoever sends it closes it */
 };
 
 /*

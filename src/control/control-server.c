@@ -95,6 +95,13 @@ static void connection_watch(struct connection *c, short events)
 		io_queue_watch(c->server->q, &c->watch);
 }
 
+static void close_reply_fd(struct connection *c)
+{
+	if (c->call.reply_fd >= 0)
+		close(c->call.reply_fd);
+	c->call.reply_fd = -1;
+}
+
 static void connection_free(struct connection *c)
 {
 	connection_watch(c, 0);
@@ -103,6 +110,7 @@ static void connection_free(struct connection *c)
 		return;
 	}
 	LIST_REMOVE(c, link);
+	close_reply_fd(c);
 	c->server->nr_connections--;
 	close(c->watch.fd);
 	json_decref(c->call.reply);
@@ -150,6 +158,7 @@ static void connection_open(struct control_server *s, int fd)
 	c->server = s;
 	c->watch.fd = fd;
 	c->watch.ready = connection_ready;
+	c->call.reply_fd = -1;
 	c->last_active_usec = time_monotonic_usec();
 	LIST_INSERT_HEAD(&s->connections, c, link);
 	s->nr_connections++;
@@ -285,12 +294,31 @@ static bool read_more(struct connection *c)
 	return true;
 }
 
+static ssize_t send_some(struct connection *c)
+{
+	struct iovec iov = { c->out + c->out_done, c->out_len - c->out_done };
+	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
+	union {
+		struct cmsghdr head;
+		char space[CMSG_SPACE(sizeof(int))];
+	} control = { .space = { 0 } };
+
+	if (c->call.reply_fd >= 0) {
+		control.head = (struct cmsghdr){ .cmsg_len = CMSG_LEN(sizeof(int)),
+						 .cmsg_level = SOL_SOCKET,
+						 .cmsg_type = SCM_RIGHTS };
+		memcpy(CMSG_DATA(&control.head), &c->call.reply_fd, sizeof(int));
+		msg.msg_control = &control;
+		msg.msg_controllen = sizeof(control);
+	}
+	return sendmsg(c->watch.fd, &msg, MSG_NOSIGNAL);
+}
+
 /* False: the peer is slow or gone. */
 static bool write_more(struct connection *c)
 {
 	while (c->out_done < c->out_len) {
-		ssize_t n = send(c->watch.fd, c->out + c->out_done, c->out_len - c->out_done,
-				 MSG_NOSIGNAL);
+		ssize_t n = send_some(c);
 
 		if (n < 0 && errno == EINTR)
 			continue;
@@ -302,6 +330,7 @@ static bool write_more(struct connection *c)
 			connection_free(c);
 			return false;
 		}
+		close_reply_fd(c); /* it went with the first byte */
 		c->out_done += (size_t)n;
 		c->last_active_usec = time_monotonic_usec();
 	}
@@ -365,11 +394,11 @@ static void finished_ready(struct io_watch *w, short revents)
 	(void)!read(w->fd, &count, sizeof(count));
 	while ((c = take_finished(s))) {
 		c->state = CONN_READING;
+		control_call_finish(&c->call, c->command_result);
 		if (c->gone) {
 			connection_free(c);
 			continue;
 		}
-		control_call_finish(&c->call, c->command_result);
 		if (start_reply(c))
 			serve_connection(c);
 	}

@@ -9,6 +9,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "ctl/ctl.h"
 #include "io/device.h"
@@ -16,6 +17,28 @@
 
 #define PATH_BYTES 4096
 #define MAX_FINDINGS 100 /* lines; a wrecked pool has millions */
+
+/* Only on a terminal: one line that is written over, and wiped out in the end. */
+struct progress {
+	unsigned percent;
+};
+
+static void show_progress(void *ctx, uint64_t done, uint64_t total)
+{
+	struct progress *p = ctx;
+	unsigned percent = total ? (unsigned)(100.0 * (double)MIN(done, total) / (double)total) : 0;
+
+	if (percent == p->percent)
+		return;
+	p->percent = percent;
+	fprintf(stderr, "\rchecking: %u %%", percent);
+}
+
+static void wipe_progress(const struct progress *p)
+{
+	if (p->percent)
+		fputs("\r\033[K", stderr);
+}
 
 static void report_finding(void *ctx, enum thin_check_severity severity, const char *line)
 {
@@ -25,11 +48,11 @@ static void report_finding(void *ctx, enum thin_check_severity severity, const c
 		[THIN_CHECK_DAMAGE] = "damage",
 	};
 
-	(void)ctx;
+	wipe_progress(ctx);
 	printf("%s: %s\n", words[severity], line);
 }
 
-static int open_for_check(const char *pooldir, const char *what, struct io_device **ret_dev)
+int ctl_open_half(const char *pooldir, const char *what, struct io_device **ret_dev)
 {
 	char path[PATH_BYTES];
 	int r;
@@ -65,18 +88,23 @@ static int print_result(const char *pooldir, const struct thin_check_result *res
 
 int ctl_check(const struct ctl_args *a)
 {
+	struct progress progress = { 0 };
 	struct thin_check_options options = { .report = report_finding,
+					      .progress =
+						      isatty(STDERR_FILENO) ? show_progress : NULL,
+					      .ctx = &progress,
 					      .max_findings = MAX_FINDINGS };
 	struct io_device *data = NULL, *metadata = NULL;
 	struct thin_check_result result;
 	int code, r;
 
-	code = open_for_check(a->args[0], "metadata", &metadata);
+	code = ctl_open_half(a->args[0], "metadata", &metadata);
 	if (!code)
-		code = open_for_check(a->args[0], "data", &data);
+		code = ctl_open_half(a->args[0], "data", &data);
 	if (!code) {
 		options.data_bytes = io_device_size(data);
 		r = thin_check(metadata, &options, &result);
+		wipe_progress(&progress);
 		code = r ? ctl_fail(CTL_FAILED, "%s cannot be checked: %s", a->args[0],
 				    strerror(-r))
 			 : print_result(a->args[0], &result);

@@ -17,6 +17,8 @@
 #include "thinpoold/control.h"
 #include "util/compiler.h"
 
+struct io_device;
+
 #define CTL_ARGS_MAX 2
 
 /* A parsed command line; which fields a verb reads its table entry says. */
@@ -31,6 +33,8 @@ struct ctl_args {
 
 int ctl_format(const struct ctl_args *a);
 int ctl_check(const struct ctl_args *a);
+/* Of a pool directory or of a mount. */
+int ctl_dump(const struct ctl_args *a);
 
 int ctl_create(const struct ctl_args *a);
 int ctl_snapshot(const struct ctl_args *a);
@@ -41,6 +45,13 @@ int ctl_metadata_snap(const struct ctl_args *a);
 int ctl_extend(const struct ctl_args *a);
 int ctl_list(const struct ctl_args *a);
 int ctl_status(const struct ctl_args *a);
+int ctl_trim(const struct ctl_args *a);
+int ctl_dump_online(const char *mount);
+/* Is this the root of a mounted pool? */
+bool ctl_is_mount(const char *path);
+
+/* Open "metadata" or "data" of a pool that is not in use, to read it. */
+int ctl_open_half(const char *pooldir, const char *what, struct io_device **ret_dev);
 
 /* "thinpoolctl: ..." on stderr; returns @code. */
 int ctl_fail(enum ctl_exit code, const char *fmt, ...) TP_PRINTF(2, 3);

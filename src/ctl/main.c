@@ -79,6 +79,8 @@ static const struct verb verbs[] = {
 	{ "format", "POOLDIR", "Make a new pool in a directory", 1, format_options, ctl_format },
 	{ "check", "POOLDIR", "Verify the metadata of a pool that is not in use", 1, NULL,
 	  ctl_check },
+	{ "dump", "POOLDIR|MNT", "Print the metadata as XML, as thin_dump does", 1, NULL,
+	  ctl_dump },
 	{ "create", "MNT/VOLUME", "Create a volume", 1, create_options, ctl_create },
 	{ "snapshot", "MNT/VOLUME MNT/SNAPSHOT", "Take a snapshot of a volume", 2, snapshot_options,
 	  ctl_snapshot },
@@ -91,6 +93,7 @@ static const struct verb verbs[] = {
 	{ "extend", "MNT", "Make a pool larger while it is in use", 1, extend_options, ctl_extend },
 	{ "list", "MNT", "List the volumes of a pool", 1, json_options, ctl_list },
 	{ "status", "MNT", "Show how a pool is doing", 1, json_options, ctl_status },
+	{ "trim", "MNT", "Give every free data block back to the host", 1, json_options, ctl_trim },
 };
 
 int ctl_fail(enum ctl_exit code, const char *fmt, ...)

@@ -117,15 +117,35 @@ static int send_all(int fd, const char *data, size_t len)
 	return 0;
 }
 
+/* Some bytes, and the descriptor that came with them, if any. */
+static ssize_t receive_some(int fd, char *buf, size_t size, int *ret_fd)
+{
+	struct iovec iov = { buf, size };
+	union {
+		struct cmsghdr head;
+		char space[CMSG_SPACE(sizeof(int))];
+	} control = { .space = { 0 } };
+	struct msghdr msg = { .msg_iov = &iov,
+			      .msg_iovlen = 1,
+			      .msg_control = &control,
+			      .msg_controllen = sizeof(control) };
+	ssize_t n = recvmsg(fd, &msg, MSG_CMSG_CLOEXEC);
+	const struct cmsghdr *head = n > 0 ? CMSG_FIRSTHDR(&msg) : NULL;
+
+	if (head && head->cmsg_level == SOL_SOCKET && head->cmsg_type == SCM_RIGHTS && *ret_fd < 0)
+		memcpy(ret_fd, CMSG_DATA(head), sizeof(int));
+	return n;
+}
+
 /* A reply up to its NUL, as a string that the caller frees. */
-static int receive(int fd, char **ret_text)
+static int receive(int fd, char **ret_text, int *ret_fd)
 {
 	TP_CLEANUP(free_text) char *text = NULL;
 	size_t len = 0, room = 4096;
 
 	text = malloc(room);
 	while (text) {
-		ssize_t n = recv(fd, text + len, room - len, 0);
+		ssize_t n = receive_some(fd, text + len, room - len, ret_fd);
 		char *bigger;
 
 		if (n < 0 && errno == EINTR)
@@ -150,7 +170,7 @@ static int receive(int fd, char **ret_text)
 	return ctl_fail(CTL_FAILED, "out of memory");
 }
 
-static int exchange(int fd, json_t *call, json_t **ret_reply)
+static int exchange(int fd, json_t *call, json_t **ret_reply, int *ret_fd)
 {
 	TP_CLEANUP(free_text) char *flat = json_dumps(call, JSON_COMPACT);
 	TP_CLEANUP(free_text) char *text = NULL;
@@ -161,7 +181,7 @@ static int exchange(int fd, json_t *call, json_t **ret_reply)
 	r = send_all(fd, flat, strlen(flat) + 1);
 	if (r)
 		return ctl_fail(CTL_NO_DAEMON, "the daemon cannot be asked: %s", strerror(-r));
-	r = receive(fd, &text);
+	r = receive(fd, &text, ret_fd);
 	if (r)
 		return r;
 	*ret_reply = json_loads(text, 0, NULL);
@@ -191,15 +211,17 @@ static enum ctl_exit exit_of_error(const char *error)
 
 /*
  * Call @method of the pool mounted at @directory.  @parameters is consumed.  On success
- * *@ret_parameters, if asked for, is the reply's, which the caller releases.
+ * *@ret_parameters, if asked for, is the reply's, which the caller releases, and *@ret_fd what
+ * came with it, or -1.
  */
-static int call_daemon(const char *directory, const char *method, json_t *parameters,
-		       json_t **ret_parameters)
+static int call_daemon_fd(const char *directory, const char *method, json_t *parameters,
+			  json_t **ret_parameters, int *ret_fd)
 {
 	json_t *call, *reply = NULL;
 	const char *error;
 	int fd = -1, code;
 
+	*ret_fd = -1;
 	code = connect_to(directory, &fd);
 	if (code) {
 		json_decref(parameters);
@@ -207,7 +229,7 @@ static int call_daemon(const char *directory, const char *method, json_t *parame
 	}
 	call = json_pack("{s:s+ s:o}", "method", CONTROL_INTERFACE ".", method, "parameters",
 			 parameters);
-	code = exchange(fd, call, &reply);
+	code = exchange(fd, call, &reply, ret_fd);
 	json_decref(call);
 	close(fd);
 	if (code)
@@ -223,6 +245,16 @@ static int call_daemon(const char *directory, const char *method, json_t *parame
 		*ret_parameters = json_incref(parameters);
 	}
 	json_decref(reply);
+	return code;
+}
+
+static int call_daemon(const char *directory, const char *method, json_t *parameters,
+		       json_t **ret_parameters)
+{
+	int fd, code = call_daemon_fd(directory, method, parameters, ret_parameters, &fd);
+
+	if (fd >= 0)
+		close(fd);
 	return code;
 }
 
@@ -378,4 +410,58 @@ int ctl_status(const struct ctl_args *a)
 		code = ctl_print_status(reply);
 	json_decref(reply);
 	return code;
+}
+
+bool ctl_is_mount(const char *path)
+{
+	return getxattr(path, CONTROL_XATTR, NULL, 0) > 0;
+}
+
+static int copy_to_stdout(int fd)
+{
+	char buf[65536];
+	ssize_t n;
+	off_t at = 0;
+
+	while ((n = pread(fd, buf, sizeof(buf), at)) > 0) {
+		if (fwrite(buf, 1, (size_t)n, stdout) != (size_t)n)
+			break;
+		at += n;
+	}
+	if (n < 0)
+		return ctl_fail(CTL_FAILED, "the dump cannot be read: %s", strerror(errno));
+	if (fflush(stdout) || ferror(stdout))
+		return ctl_fail(CTL_FAILED, "the dump cannot be written: %s", strerror(errno));
+	return CTL_OK;
+}
+
+int ctl_dump_online(const char *mount)
+{
+	int fd, code = call_daemon_fd(mount, "Dump", json_object(), NULL, &fd);
+
+	if (!code)
+		code = fd >= 0 ? copy_to_stdout(fd)
+			       : ctl_fail(CTL_FAILED, "the daemon sent no dump");
+	if (fd >= 0)
+		close(fd);
+	return code;
+}
+
+int ctl_trim(const struct ctl_args *a)
+{
+	char size[FORMAT_SIZE_MAX];
+	json_t *reply;
+	int code = call_daemon(a->args[0], "Trim", json_object(), &reply);
+	uint64_t bytes;
+
+	if (code)
+		return code;
+	bytes = (uint64_t)json_integer_value(json_object_get(reply, "bytes"));
+	if (a->json)
+		ctl_print_json(reply);
+	else
+		printf("%s: %s (%" PRIu64 " bytes) trimmed\n", a->args[0],
+		       format_size(bytes, size, sizeof(size)), bytes);
+	json_decref(reply);
+	return CTL_OK;
 }

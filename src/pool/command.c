@@ -22,8 +22,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
-#include "pool/pool-internal.h"
+#include "pool/request.h"
+#include "thin/thin-dump.h"
 #include "util/clock.h"
 #include "util/log.h"
 
@@ -600,6 +603,37 @@ static int do_metadata_snap_release(struct pool *pool, struct pool_command *cmd)
 	return r ? metadata_snap_failed(pool, r) : 0;
 }
 
+/*
+ * In one go: as nobody but the worker changes anything, what is printed belongs together.
+ * I/O on what is mapped goes on meanwhile.  The file is in memory, so that writing it waits
+ * for nobody, and least of all for a file system in a volume of this pool.
+ */
+static int do_dump(struct pool *pool, struct pool_command *cmd)
+{
+	int fd = memfd_create("thin-dump", MFD_CLOEXEC);
+	FILE *out = fd < 0 ? NULL : fdopen(dup(fd), "w");
+	int r = 0;
+
+	if (!out) {
+		r = -errno;
+		if (fd >= 0)
+			close(fd);
+		return fail(cmd, r, "no memory for a dump");
+	}
+	if (pool_is_dirty(pool))
+		r = pool_commit_now(pool);
+	if (!r)
+		r = thin_dump(pool->tmd, out);
+	if (r)
+		(void)fail(cmd, r, "the metadata cannot be dumped: %s", strerror(-r));
+	fclose(out);
+	if (r)
+		close(fd);
+	else
+		cmd->fd = fd;
+	return r;
+}
+
 static int execute(struct pool *pool, struct pool_command *cmd)
 {
 	switch (cmd->op) {
@@ -623,13 +657,17 @@ static int execute(struct pool *pool, struct pool_command *cmd)
 		return do_metadata_snap_reserve(pool, cmd);
 	case POOL_METADATA_SNAP_RELEASE:
 		return do_metadata_snap_release(pool, cmd);
+	case POOL_DUMP:
+		return do_dump(pool, cmd);
+	case POOL_TRIM:
+		return trim_begin(pool, cmd);
 	}
 	return -EINVAL;
 }
 
 /* ---- the queue ---- */
 
-static void answer(struct pool *pool, struct pool_command *cmd, int r)
+void pool_answer_command(struct pool *pool, struct pool_command *cmd, int r)
 {
 	if (r == -EIO)
 		(void)fail(cmd, r, "the metadata of the pool failed, the change was taken back");
@@ -643,7 +681,7 @@ static void answer_all(struct pool *pool, struct command_list *list, int r)
 
 	while ((cmd = STAILQ_FIRST(list))) {
 		STAILQ_REMOVE_HEAD(list, link);
-		answer(pool, cmd, r);
+		pool_answer_command(pool, cmd, r);
 	}
 }
 
@@ -675,12 +713,14 @@ static void run_batch(struct pool *pool, struct command_list *todo)
 		aborts = t->aborts;
 		STAILQ_REMOVE_HEAD(todo, link);
 		r = execute(pool, cmd);
+		if (r == -EINPROGRESS)
+			continue; /* it is answered when it is done: pool_answer_command() */
 		if (t->aborts != aborts) {
 			answer_all(pool, &waiting, -EIO);
 			r = -EIO;
 		}
 		if (r)
-			answer(pool, cmd, r);
+			pool_answer_command(pool, cmd, r);
 		else
 			STAILQ_INSERT_TAIL(&waiting, cmd, link);
 	}

@@ -5,19 +5,22 @@
  * Worker only.  Unmapping happens under an exclusive cell, so no I/O on the blocks is in
  * flight.  A block whose last user went is free after the commit; then, in the background,
  * the run is taken out of allocation, punched on the data device and put back.  A crash or
- * an abort in between loses nothing but the punch.
+ * an abort in between loses nothing but the punch.  A trim does the same with every run that
+ * is free already.
  */
 #define LOG_MODULE "pool"
 #include "pool/request.h"
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "util/log.h"
 
 #define NR_PASSDOWNS 8   /* punches at a time: enough for a disk, few enough to stay behind I/O */
 #define SKIP_LOOKUPS 256 /* of one request in a row */
-#define UNMAP_SLICE 1024 /* mappings removed by one call, which holds meta_root */
+#define TRIM_SLICE_BYTES (UINT64_C(1) << 30) /* kept from being allocated at a time */
+#define UNMAP_SLICE 1024        /* mappings removed by one call, which holds meta_root */
 #define UNMAP_BLOCKS_PER_FREE 8 /* mappings removed by one call for each free metadata block */
 
 struct passdown {
@@ -25,7 +28,8 @@ struct passdown {
 	struct pool *pool;
 	struct freed_run run;
 	uint64_t epoch;
-	bool busy;
+	bool busy, trims; /* trims: for the first of worker->trims */
+	int result;
 	struct work work;
 };
 
@@ -128,6 +132,22 @@ void passdown_collect(struct pool *pool)
 	thin_metadata_take_freed(pool->tmd, pass ? note_freed : NULL, pool);
 }
 
+/* The first trim has punched a run, or could not. */
+static void trim_count(struct pool *pool, const struct passdown *p)
+{
+	struct worker *w = pool->worker;
+	struct pool_command *cmd = STAILQ_FIRST(&w->trims);
+
+	w->trims_in_flight--;
+	if (!p->result) {
+		cmd->size_bytes += p->io.length;
+		return;
+	}
+	w->trim_next = UINT64_MAX;
+	cmd->result = tp_error(&cmd->error, p->result, "the data device cannot discard: %s",
+			       strerror(-p->result));
+}
+
 /* The run is allocatable again, unless an abort has made it so already. */
 static void put_back(struct pool *pool, const struct freed_run *run, uint64_t epoch)
 {
@@ -144,24 +164,29 @@ static void passdown_end(struct pool *pool, struct work *work)
 	p->busy = false;
 	pool->worker->passdowns_in_flight--;
 	put_back(pool, &p->run, p->epoch);
+	if (p->trims)
+		trim_count(pool, p);
 }
 
 static void passdown_done(struct io_request *io, int r)
 {
 	struct passdown *p = container_of(io, struct passdown, io);
 
+	p->result = r;
 	if (!r)
 		stats_add(p->pool->stats, p->pool->worker, STAT_PASSED_DOWN_BYTES, io->length);
 	worker_push(p->pool, &p->work); /* the space is free, punched or not */
 }
 
-static void passdown_start(struct pool *pool, struct passdown *p, const struct freed_run *run)
+static void passdown_start(struct pool *pool, struct passdown *p, const struct freed_run *run,
+			   bool trims)
 {
 	struct io_request *io = &p->io;
 
 	p->run = *run;
 	p->epoch = pool->worker->epoch;
 	p->busy = true;
+	p->trims = trims;
 	io->device = pool->data;
 	io->op = IO_DISCARD;
 	io->offset = run->begin * pool->block_size;
@@ -171,15 +196,86 @@ static void passdown_start(struct pool *pool, struct passdown *p, const struct f
 	io_queue_submit(pool->worker->q, io);
 }
 
+/* ------------------------------------------------------------------ trim */
+
+/*
+ * A run at a time for each punch that is idle, so that what was freed meanwhile is not kept
+ * waiting, and most of the free space can be allocated.
+ */
+static int trim_start(struct pool *pool, struct passdown *p)
+{
+	struct worker *w = pool->worker;
+	uint64_t max_blocks = MAX(TRIM_SLICE_BYTES / pool->block_size, 1);
+	struct freed_run run;
+	int r;
+
+	if (atomic_load(&pool->never_wait))
+		return tp_error(&STAILQ_FIRST(&w->trims)->error, -ECANCELED,
+				"the daemon is stopping, not all was trimmed");
+	r = thin_metadata_reserve_free_run(pool->tmd, w->trim_next, max_blocks, &run.begin,
+					   &run.end);
+	if (r)
+		return r;
+	w->trim_next = run.end;
+	w->trims_in_flight++;
+	passdown_start(pool, p, &run, true);
+	return 0;
+}
+
+/* Give the trim that is under way idle punches; answer it when it is over, and begin the next. */
+static void trim_run(struct pool *pool)
+{
+	struct worker *w = pool->worker;
+	struct pool_command *cmd = STAILQ_FIRST(&w->trims);
+	int r = 0;
+
+	for (unsigned i = 0; i < NR_PASSDOWNS && w->trim_next != UINT64_MAX; i++) {
+		if (w->passdowns[i].busy)
+			continue;
+		r = trim_start(pool, &w->passdowns[i]);
+		if (r)
+			w->trim_next = UINT64_MAX;
+		if (r && r != -ENODATA)
+			cmd->result = r;
+	}
+	if (w->trim_next != UINT64_MAX || w->trims_in_flight)
+		return;
+	STAILQ_REMOVE_HEAD(&w->trims, link);
+	w->trim_next = 0;
+	w->again = true; /* the answer leaves in a pass */
+	pool_answer_command(pool, cmd, cmd->result);
+}
+
+int trim_begin(struct pool *pool, struct pool_command *cmd)
+{
+	int r = pool_check_writable(pool);
+
+	if (r)
+		return tp_error(&cmd->error, r, "the pool is read-only");
+	/* What was freed but not committed is not free yet. */
+	if (pool_is_dirty(pool))
+		r = pool_commit_now(pool);
+	if (r)
+		return r;
+	cmd->size_bytes = 0;
+	cmd->result = 0;
+	STAILQ_INSERT_TAIL(&pool->worker->trims, cmd, link);
+	return -EINPROGRESS;
+}
+
+/* ------------------------------------------------------------------ in the background */
+
 void passdown_run(struct pool *pool)
 {
 	struct worker *w = pool->worker;
 
 	for (unsigned i = 0; i < NR_PASSDOWNS && w->next_freed < w->nr_freed; i++)
 		if (!w->passdowns[i].busy)
-			passdown_start(pool, &w->passdowns[i], &w->freed[w->next_freed++]);
+			passdown_start(pool, &w->passdowns[i], &w->freed[w->next_freed++], false);
 	if (w->next_freed == w->nr_freed)
 		w->next_freed = w->nr_freed = 0;
+	if (!STAILQ_EMPTY(&w->trims))
+		trim_run(pool);
 }
 
 bool passdown_busy(const struct pool *pool)
@@ -197,6 +293,7 @@ int passdown_create(struct pool *pool)
 {
 	struct worker *w = pool->worker;
 
+	STAILQ_INIT(&w->trims);
 	w->passdowns = calloc(NR_PASSDOWNS, sizeof(*w->passdowns));
 	if (!w->passdowns)
 		return -ENOMEM;

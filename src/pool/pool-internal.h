@@ -214,6 +214,9 @@ void volumes_after_commit(struct pool *pool) TP_EXCLUDES_ALL;
 /* The transaction was thrown away: volumes created in it are gone, sizes are the committed ones. */
 void volumes_after_abort(struct pool *pool) TP_EXCLUDES_ALL;
 
+/* Worker only.  Have the answer of a command ready that pool_run_commands() has left open. */
+void pool_answer_command(struct pool *pool, struct pool_command *cmd, int r);
+
 /* For status.  Takes LC_catalog for a moment. */
 void volumes_get_totals(struct pool *pool, unsigned *ret_nr, uint64_t *ret_virtual_bytes)
 	TP_EXCLUDES(lc_catalog);

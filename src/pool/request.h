@@ -198,6 +198,10 @@ struct worker {
 	unsigned passdowns_in_flight;
 	struct passdown *passdowns;
 
+	struct command_list trims; /* POOL_TRIM; the first one is under way */
+	dblock_t trim_next;        /* it goes on here; UINT64_MAX: no further */
+	unsigned trims_in_flight;  /* its runs that are being punched */
+
 	/* Spare segments.  LC_pool. */
 	struct segment *segments;
 	struct segment_list free_segments;
@@ -291,6 +295,8 @@ bool passdown_busy(const struct pool *pool);
 void passdown_drop(struct pool *pool);
 int passdown_create(struct pool *pool) TP_MUST_CHECK;
 void passdown_destroy(struct pool *pool);
+/* Returns -EINPROGRESS, and answers the command later, or why it cannot be begun. */
+int trim_begin(struct pool *pool, struct pool_command *cmd) TP_MUST_CHECK;
 
 /* ---- pool-mode.c (worker only) ---- */
 

@@ -201,6 +201,14 @@ void thin_metadata_unreserve_data_blocks(struct thin_metadata *tmd, dblock_t beg
 	TP_EXCLUDES(lc_meta_root);
 
 /*
+ * Reserve the next run of free data blocks from @from on, @max_blocks at most.  -ENODATA: there
+ * is none.
+ */
+int thin_metadata_reserve_free_run(struct thin_metadata *tmd, dblock_t from, uint64_t max_blocks,
+				   dblock_t *ret_begin, dblock_t *ret_end)
+	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+
+/*
  * After a successful commit: the runs of data blocks that it made free.  Each is reserved
  * (nobody can allocate it) and handed to @fn, which sees to it that thin_metadata_
  * unreserve_data_blocks() is called when the discard has been passed down.  @fn may not

@@ -28,6 +28,31 @@ int thin_metadata_reserve_data_block(struct thin_metadata *tmd, dblock_t *ret_bl
 	return r;
 }
 
+int thin_metadata_reserve_free_run(struct thin_metadata *tmd, dblock_t from, uint64_t max_blocks,
+				   dblock_t *ret_begin, dblock_t *ret_end)
+{
+	dblock_t begin = 0, end = 0;
+	int r;
+
+	/* Only the caller changes anything, so the search needs no more than this. */
+	lock_meta_root_shared(&tmd->lock);
+	r = tmd->fail_io ? -EINVAL : sm_disk_next_free_run(tmd->data_sm, from, &begin, &end);
+	unlock_meta_root_shared(&tmd->lock);
+	if (r)
+		return r;
+	end = MIN(end, begin + max_blocks);
+	lock_meta_root(&tmd->lock);
+	r = metadata_may_change(tmd);
+	if (!r)
+		r = sm_disk_reserve_range(tmd->data_sm, begin, end);
+	unlock_meta_root(&tmd->lock);
+	if (r)
+		return r;
+	*ret_begin = begin;
+	*ret_end = end;
+	return 0;
+}
+
 /* Also after an abort, which has forgotten the reservations: then nothing is there to do. */
 void thin_metadata_unreserve_data_blocks(struct thin_metadata *tmd, dblock_t begin, dblock_t end)
 {

@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "io/device.h"
+#include "thin/thin-dump.h"
 #include "thin/thin-metadata.h"
 #include "thinpoold/disk-format.h"
 
@@ -29,49 +30,6 @@ static void die_if(int r, const char *what)
 		fprintf(stderr, "thin-dumper: %s: %s\n", what, strerror(-r));
 		exit(EXIT_FAILURE);
 	}
-}
-
-/* ---- dump ---- */
-
-static int print_mapping(void *ctx, const struct thin_mapping *m)
-{
-	(void)ctx;
-	if (m->nr_blocks == 1)
-		printf("    <single_mapping origin_block=\"%" PRIu64 "\" data_block=\"%" PRIu64
-		       "\" time=\"%" PRIu32 "\"/>\n",
-		       m->vblock, m->dblock, m->time);
-	else
-		printf("    <range_mapping origin_begin=\"%" PRIu64 "\" data_begin=\"%" PRIu64
-		       "\" length=\"%" PRIu64 "\" time=\"%" PRIu32 "\"/>\n",
-		       m->vblock, m->dblock, m->nr_blocks, m->time);
-	return 0;
-}
-
-static int print_device(void *ctx, const struct thin_device_details *d)
-{
-	int r;
-
-	printf("  <device dev_id=\"%" PRIu32 "\" mapped_blocks=\"%" PRIu64
-	       "\" transaction=\"%" PRIu64 "\" creation_time=\"%" PRIu32 "\" snap_time=\"%" PRIu32
-	       "\">\n",
-	       d->id, d->mapped_blocks, d->transaction_id, d->creation_time, d->snapshotted_time);
-	r = thin_metadata_for_each_mapping(ctx, d->id, print_mapping, NULL);
-	printf("  </device>\n");
-	return r;
-}
-
-static void dump(struct thin_metadata *tmd)
-{
-	struct thin_metadata_info info;
-
-	die_if(thin_metadata_get_info(tmd, &info), "info");
-	printf("<superblock uuid=\"\" time=\"%" PRIu32 "\" transaction=\"%" PRIu64
-	       "\" flags=\"%u\" version=\"2\" data_block_size=\"%" PRIu32
-	       "\" nr_data_blocks=\"%" PRIu64 "\">\n",
-	       info.time, info.transaction_id, info.needs_check ? THIN_NEEDS_CHECK_FLAG : 0,
-	       info.data_block_sectors, info.nr_data_blocks);
-	die_if(thin_metadata_for_each_device(tmd, print_device, tmd), "devices");
-	printf("</superblock>\n");
 }
 
 /* ---- exercise ---- */
@@ -187,7 +145,7 @@ int main(int argc, char **argv)
 	if (writing)
 		exercise(tmd);
 	else
-		dump(tmd);
+		die_if(thin_dump(tmd, stdout), "dump");
 	die_if(thin_metadata_close(tmd), "close");
 	io_device_close(dev);
 	return EXIT_SUCCESS;

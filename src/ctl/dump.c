@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * dump.c - metadata as XML: of a pool that is not in use, read here; of a mounted one, by its
+ * daemon
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "ctl/ctl.h"
+#include "io/device.h"
+#include "thin/thin-dump.h"
+#include "thin/thin-metadata.h"
+
+#define CACHE_BYTES (UINT64_C(16) << 20)
+
+static int dump_metadata(const char *pooldir, struct io_device *metadata)
+{
+	const struct thin_metadata_options options = { .cache_bytes = CACHE_BYTES,
+						       .read_only = true };
+	struct tp_error error = { "" };
+	struct thin_metadata *tmd = NULL;
+	int r, r2;
+
+	r = thin_metadata_open(metadata, &options, &tmd, &error);
+	if (r)
+		return ctl_fail(CTL_FAILED, "%s cannot be dumped: %s", pooldir,
+				error.text[0] ? error.text : strerror(-r));
+	r = thin_dump(tmd, stdout);
+	r2 = thin_metadata_close(tmd);
+	if (r || r2)
+		return ctl_fail(CTL_FAILED, "%s: the dump is not complete: %s", pooldir,
+				strerror(r ? -r : -r2));
+	return CTL_OK;
+}
+
+int ctl_dump(const struct ctl_args *a)
+{
+	struct io_device *metadata = NULL;
+	int code;
+
+	if (ctl_is_mount(a->args[0]))
+		return ctl_dump_online(a->args[0]);
+	code = ctl_open_half(a->args[0], "metadata", &metadata);
+	if (!code)
+		code = dump_metadata(a->args[0], metadata);
+	io_device_close(metadata);
+	return code;
+}
