@@ -227,10 +227,13 @@ void low_space_run(struct pool *pool)
 	if (r) {
 		low_space_fail(pool, r);
 	} else if (pool_is_dirty(pool)) {
-		/* Blocks freed in this transaction can be had after the commit (L2). */
+		/*
+		 * Blocks freed in this transaction can be had after the commit (L2).  A removal
+		 * that is under way changes something in each pass, so it is waited for too.
+		 */
 		if (!pool_commit_now(pool))
 			low_space_retry(pool);
-	} else if (!passdown_busy(pool) && !pool->worker->removing) {
+	} else if (!passdown_busy(pool)) {
 		out_of_data_space(pool);
 	}
 }

@@ -181,7 +181,6 @@ struct worker {
 	struct segment_list job_waiters, no_space;
 	uint64_t no_space_deadline_usec; /* UINT64_MAX: none */
 	bool no_space_expired;
-	bool removing; /* volumes, in the background: more blocks will be free */
 	struct job *jobs;
 	struct job_list free_jobs, prepared;
 

@@ -405,8 +405,8 @@ static void worker_pass(struct pool *pool)
 	worker_pump(pool);
 	low_space_run(pool);
 	deliver(pool);
-	w->removing = !atomic_load(&w->stop) && pool_run_commands(pool);
-	w->again |= w->removing;
+	if (!atomic_load(&w->stop) && pool_run_commands(pool))
+		w->again = true;
 	deliver(pool);
 	run_flushes(pool);
 	if (time_monotonic_usec() - w->last_commit_usec >= pool->options.commit_interval_usec)

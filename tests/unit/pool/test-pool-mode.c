@@ -113,6 +113,39 @@ static void deleting_makes_a_full_pool_writable(void **state)
 	assert_int_equal(rig_fill(rig, v, 15 * MIB, BLOCK, 7), 0);
 }
 
+/* The first step of a removal gives back nothing that a snapshot has too: the write awaits the
+ * next. */
+static void a_removal_under_way_is_waited_for(void **state)
+{
+	enum { SHARED = 5000, OWN = 100 };
+	struct pool_rig *large = pool_rig_create(BLOCK, SHARED + OWN + 50, 512);
+	void *buffer = io_buffer_alloc(BLOCK);
+	struct volume *big, *other;
+	uint64_t i;
+
+	(void)state;
+	large->options.zero_new_blocks = false;
+	pool_rig_reopen(large);
+	big = rig_create_volume(large, "big", 1000 * MIB);
+	other = rig_create_volume(large, "other", 1000 * MIB);
+	memset(buffer, 1, BLOCK);
+	for (i = 0; i < SHARED; i++)
+		assert_int_equal(rig_io(large, big, POOL_WRITE, i * BLOCK, 4096, buffer), 0);
+	assert_int_equal(rig_snapshot(large, "big", "snap"), 0);
+	for (; i < SHARED + OWN; i++)
+		assert_int_equal(rig_io(large, big, POOL_WRITE, i * BLOCK, 4096, buffer), 0);
+	for (i = 0; !rig_io(large, other, POOL_WRITE, i * BLOCK, 4096, buffer);)
+		i++;
+	rig_close_volume(big);
+	assert_int_equal(rig_delete(large, "big"), 0);
+	assert_int_equal(rig_fill(large, other, i * BLOCK, OWN / 2 * BLOCK, 7), 0);
+	rig_close_volume(other);
+	assert_int_equal(pool_rig_close(large), 0);
+	assert_true(pool_rig_is_clean(large));
+	pool_rig_destroy(large);
+	free(buffer);
+}
+
 static void a_failed_write_past_the_space_leaks_nothing(void **state)
 {
 	uint64_t n = fill_up(), used;
@@ -381,6 +414,7 @@ int main(void)
 		T(a_full_pool_serves_what_it_has),
 		T(a_discard_makes_a_full_pool_writable),
 		T(deleting_makes_a_full_pool_writable),
+		T(a_removal_under_way_is_waited_for),
 		T(a_failed_write_past_the_space_leaks_nothing),
 		T(queued_writes_go_on_when_there_is_space),
 		T(queued_writes_fail_after_the_timeout),
