@@ -34,7 +34,7 @@ static const char interface_description[] =
 	"  data_allocated: int, metadata_used: int, metadata_total: int,\n"
 	"  metadata_reserve: int, read_only: bool, catalog: bool, virtual_total: int,\n"
 	"  low_water_data: int, data_is_low: bool, low_water_metadata: int,\n"
-	"  metadata_is_low: bool, cache: object, statistics: object\n"
+	"  metadata_is_low: bool, cache: object, statistics: object, settings: object\n"
 	")\n"
 	"method List() -> (volumes: []Volume)\n"
 	"method Create(name: string, size: int) -> (id: int)\n"

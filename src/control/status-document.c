@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "control/control-internal.h"
+#include "util/clock.h"
 #include "util/parse-size.h"
 
 static json_int_t number(uint64_t n)
@@ -37,27 +38,43 @@ static json_t *statistics_object(const struct pool_stats *s)
 		number(s->low_water_data), "low_water_metadata", number(s->low_water_metadata));
 }
 
+static const char *discard_word(enum pool_discard discard)
+{
+	static const char *const words[] = { "passdown", "no_passdown", "ignore" };
+
+	return words[discard];
+}
+
+static json_t *settings_object(const struct pool_status *s)
+{
+	return json_pack("{sf ss sb ss sf}", "commit_interval",
+			 (double)s->commit_interval_usec / USEC_PER_SEC, "discard",
+			 discard_word(s->discard), "zero_new_blocks", s->zero_new_blocks,
+			 "no_space", s->queue_if_no_space ? "queue" : "error", "no_space_timeout",
+			 (double)s->no_space_timeout_usec / USEC_PER_SEC);
+}
+
 json_t *status_document(struct pool *pool)
 {
 	struct pool_status s;
 
 	pool_get_status(pool, &s);
-	return json_pack("{ss so sb ss sI sI sI sI sI sI sI sI sI sI sb sb sI sI sb sI sb s{sI sI "
-			 "sI sI} so}",
-			 "mode", pool_mode_name(s.mode), "reason", control_text(s.reason),
-			 "needs_check", s.needs_check, "version", TP_VERSION, "pid",
-			 number((uint64_t)getpid()), "transaction_id", number(s.transaction_id),
-			 "held_root", number(s.held_root), "block_size", number(s.block_size),
-			 "data_used", number(s.data_used), "data_total", number(s.data_total),
-			 "data_allocated", number(s.data_allocated), "metadata_used",
-			 number(s.metadata_used), "metadata_total", number(s.metadata_total),
-			 "metadata_reserve", number(s.metadata_reserve), "read_only", s.read_only,
-			 "catalog", s.has_catalog, "virtual_total", number(s.virtual_total),
-			 "low_water_data", number(s.low_water_data), "data_is_low", s.data_is_low,
-			 "low_water_metadata", number(s.low_water_metadata), "metadata_is_low",
-			 s.metadata_is_low, "cache", "used", number(s.cache_bytes), "limit",
-			 number(s.cache_limit_bytes), "hits", number(s.cache_hits), "misses",
-			 number(s.cache_misses), "statistics", statistics_object(&s.stats));
+	return json_pack(
+		"{ss so sb ss sI sI sI sI sI sI sI sI sI sI sb sb sI sI sb sI sb s{sI sI "
+		"sI sI} so so}",
+		"mode", pool_mode_name(s.mode), "reason", control_text(s.reason), "needs_check",
+		s.needs_check, "version", TP_VERSION, "pid", number((uint64_t)getpid()),
+		"transaction_id", number(s.transaction_id), "held_root", number(s.held_root),
+		"block_size", number(s.block_size), "data_used", number(s.data_used), "data_total",
+		number(s.data_total), "data_allocated", number(s.data_allocated), "metadata_used",
+		number(s.metadata_used), "metadata_total", number(s.metadata_total),
+		"metadata_reserve", number(s.metadata_reserve), "read_only", s.read_only, "catalog",
+		s.has_catalog, "virtual_total", number(s.virtual_total), "low_water_data",
+		number(s.low_water_data), "data_is_low", s.data_is_low, "low_water_metadata",
+		number(s.low_water_metadata), "metadata_is_low", s.metadata_is_low, "cache", "used",
+		number(s.cache_bytes), "limit", number(s.cache_limit_bytes), "hits",
+		number(s.cache_hits), "misses", number(s.cache_misses), "statistics",
+		statistics_object(&s.stats), "settings", settings_object(&s));
 }
 
 /* The origin's name, or null: none, or it is gone. */
@@ -169,6 +186,15 @@ char *status_render_text(struct pool *pool)
 		format_size(s.metadata_total, b, sizeof(b)),
 		percent(s.metadata_used, s.metadata_total),
 		format_size(s.metadata_reserve, c, sizeof(c)));
+	fprintf(f, "settings     commits every %g s, discards %s, new blocks %s, ",
+		(double)s.commit_interval_usec / USEC_PER_SEC, discard_word(s.discard),
+		s.zero_new_blocks ? "zeroed" : "not zeroed");
+	if (s.queue_if_no_space && s.no_space_timeout_usec)
+		fprintf(f, "a full pool lets writers wait %g s\n",
+			(double)s.no_space_timeout_usec / USEC_PER_SEC);
+	else
+		fprintf(f, "a full pool %s\n",
+			s.queue_if_no_space ? "lets writers wait" : "fails writers");
 	if (s.data_is_low || s.metadata_is_low)
 		fprintf(f, "low space    %s%s%s: extend the pool or delete volumes\n",
 			s.data_is_low ? "data" : "",

@@ -33,6 +33,7 @@ struct value_kind {
 struct config_key {
 	const char *section, *name, *def;
 	size_t offset;
+	bool at_once; /* can change while the daemon runs */
 	const struct value_kind *kind;
 	uint64_t min, max;        /* sizes, counts, seconds */
 	const char *const *words; /* enumerations: NULL-terminated, in the order of the values */
@@ -210,26 +211,30 @@ static const char *const discard_words[] = { "passdown", "no_passdown", "ignore"
 static const char *const cache_words[] = { "pages", "none", NULL };
 
 #define FIELD(f) .offset = offsetof(struct config, f)
+#define AT_ONCE .at_once = true
 #define SECONDS(n) ((n)*USEC_PER_SEC)
 
 /* clang-format off: a table */
 static const struct config_key keys[] = {
-	{ "pool", "cache_size", "64M", FIELD(cache_size), .kind = &kind_size, .min = 1 << 20,
-	  .max = UINT64_C(1) << 40, .expected = "a size from 1M to 1T" },
-	{ "pool", "commit_interval", "1", FIELD(commit_interval_usec), .kind = &kind_seconds,
-	  .min = SECONDS(1) / 100, .max = SECONDS(60), .expected = "seconds from 0.01 to 60" },
-	{ "pool", "discard", "passdown", FIELD(discard), .kind = &kind_word, .words = discard_words,
-	  .expected = "passdown, no_passdown or ignore" },
-	{ "pool", "zero_new_blocks", "yes", FIELD(zero_new_blocks), .kind = &kind_bool,
+	{ "pool", "cache_size", "64M", AT_ONCE, FIELD(cache_size), .kind = &kind_size,
+	  .min = 1 << 20, .max = UINT64_C(1) << 40, .expected = "a size from 1M to 1T" },
+	{ "pool", "commit_interval", "1", AT_ONCE, FIELD(commit_interval_usec),
+	  .kind = &kind_seconds, .min = SECONDS(1) / 100, .max = SECONDS(60),
+	  .expected = "seconds from 0.01 to 60" },
+	{ "pool", "discard", "passdown", AT_ONCE, FIELD(discard), .kind = &kind_word,
+	  .words = discard_words, .expected = "passdown, no_passdown or ignore" },
+	{ "pool", "zero_new_blocks", "yes", AT_ONCE, FIELD(zero_new_blocks), .kind = &kind_bool,
 	  .words = yes_no_words, .expected = "yes or no" },
-	{ "pool", "no_space", "queue", FIELD(queue_if_no_space), .kind = &kind_bool,
+	{ "pool", "no_space", "queue", AT_ONCE, FIELD(queue_if_no_space), .kind = &kind_bool,
 	  .words = no_space_words, .expected = "error or queue" },
-	{ "pool", "no_space_timeout", "60", FIELD(no_space_timeout_usec), .kind = &kind_seconds,
-	  .min = 0, .max = SECONDS(86400), .expected = "seconds from 0 (for ever) to 86400" },
-	{ "pool", "low_water_data", "10%", FIELD(low_water_data), .kind = &kind_mark,
+	{ "pool", "no_space_timeout", "60", AT_ONCE, FIELD(no_space_timeout_usec),
+	  .kind = &kind_seconds, .min = 0, .max = SECONDS(86400),
+	  .expected = "seconds from 0 (for ever) to 86400" },
+	{ "pool", "low_water_data", "10%", AT_ONCE, FIELD(low_water_data), .kind = &kind_mark,
 	  .max = INT64_MAX, .expected = "a percentage from 0% (none) to 99%, or a size" },
-	{ "pool", "low_water_metadata", "10%", FIELD(low_water_metadata), .kind = &kind_mark,
-	  .max = INT64_MAX, .expected = "a percentage from 0% (none) to 99%, or a size" },
+	{ "pool", "low_water_metadata", "10%", AT_ONCE, FIELD(low_water_metadata),
+	  .kind = &kind_mark, .max = INT64_MAX,
+	  .expected = "a percentage from 0% (none) to 99%, or a size" },
 	{ "fuse", "workers", "2", FIELD(workers), .kind = &kind_count, .min = 1, .max = 64,
 	  .expected = "a number from 1 to 64" },
 	{ "fuse", "cache", "pages", FIELD(cache), .kind = &kind_word, .words = cache_words,
@@ -238,7 +243,7 @@ static const struct config_key keys[] = {
 	  .words = yes_no_words, .expected = "yes or no" },
 	{ "daemon", "lock_memory", "yes", FIELD(lock_memory), .kind = &kind_bool,
 	  .words = yes_no_words, .expected = "yes or no" },
-	{ "daemon", "log_level", "info", FIELD(log_level), .kind = &kind_level,
+	{ "daemon", "log_level", "info", AT_ONCE, FIELD(log_level), .kind = &kind_level,
 	  .words = level_words, .expected = "error, warning, info or debug" },
 };
 /* clang-format on */
@@ -268,6 +273,63 @@ void config_print(const struct config *cfg, FILE *out)
 		keys[i].kind->print(&keys[i], (const char *)cfg + keys[i].offset, out);
 		fputc('\n', out);
 	}
+}
+
+/* ---- changing it while the daemon runs ---- */
+
+static void free_string(char **text)
+{
+	free(*text);
+}
+
+/* The value as the file has it; NULL: no memory. */
+static char *value_text(const struct config_key *key, const struct config *cfg)
+{
+	char *text = NULL;
+	size_t length;
+	FILE *out = open_memstream(&text, &length);
+
+	if (!out)
+		return NULL;
+	key->kind->print(key, (const char *)cfg + key->offset, out);
+	if (!fclose(out))
+		return text;
+	free(text);
+	return NULL;
+}
+
+static void append(char *list, size_t size, const char *name, const char *value)
+{
+	size_t used = strlen(list);
+
+	snprintf(list + used, size - used, "%s%s%s%s", used ? ", " : "", name, *value ? " = " : "",
+		 value);
+}
+
+int config_apply(struct config *cfg, const struct config *fresh, struct config_changes *ret_changes)
+{
+	struct config_changes changes = { "", "" };
+	struct config next = *cfg;
+
+	for (size_t i = 0; i < ARRAY_SIZE(keys); i++) {
+		TP_CLEANUP(free_string) char *is = value_text(&keys[i], cfg);
+		TP_CLEANUP(free_string) char *wanted = value_text(&keys[i], fresh);
+
+		if (!is || !wanted)
+			return -ENOMEM;
+		if (!strcmp(is, wanted))
+			continue;
+		if (!keys[i].at_once) {
+			append(changes.later, sizeof(changes.later), keys[i].name, "");
+			continue;
+		}
+		append(changes.made, sizeof(changes.made), keys[i].name, wanted);
+		if (keys[i].kind->parse(&keys[i], wanted, field_of(&keys[i], &next)))
+			return -EINVAL; /* it was printed from a value that was parsed */
+	}
+	*cfg = next;
+	*ret_changes = changes;
+	return 0;
 }
 
 /* ---- reading a file ---- */

@@ -54,6 +54,18 @@ void config_set_defaults(struct config *cfg);
  */
 int config_read(const char *path, struct config *cfg, struct tp_error *error) TP_MUST_CHECK;
 
+struct config_changes {
+	char made[512];  /* "key = value, ...", or "" */
+	char later[256]; /* "key, ...": what only takes effect when the daemon is started again */
+};
+
+/*
+ * Make of @cfg what @fresh says, as far as that can change while the daemon runs.  -ENOMEM: nothing
+ * was changed.
+ */
+int config_apply(struct config *cfg, const struct config *fresh,
+		 struct config_changes *ret_changes) TP_MUST_CHECK;
+
 /* The effective values, in the form of the file. */
 void config_print(const struct config *cfg, FILE *out);
 

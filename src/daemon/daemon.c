@@ -48,8 +48,11 @@ struct daemon {
 	char metadata_path[4096], data_path[4096], socket_path[128];
 	struct fuse_virtual_file files[5];
 	struct io_watch signals, mount_end;
-	struct config config;             /* the effective one */
-	const char *pooldir, *mountpoint; /* borrowed from the options */
+	int (*read_config)(void *ctx, struct config *cfg, struct tp_error *error);
+	void *read_config_ctx;
+	struct tp_lock lock;                            /* LC_control, a mutex */
+	struct config config TP_GUARDED_BY(lc_control); /* the effective one */
+	const char *pooldir, *mountpoint;               /* borrowed from the options */
 	bool stopping;
 	const char *why;
 };
@@ -98,13 +101,17 @@ static char *render_metrics(void *ctx)
 static char *render_config(void *ctx)
 {
 	struct daemon *d = ctx;
+	struct config config;
 	char *text = NULL;
 	size_t length;
 	FILE *f = open_memstream(&text, &length);
 
 	if (!f)
 		return NULL;
-	config_print(&d->config, f);
+	lock_control(&d->lock);
+	config = d->config;
+	unlock_control(&d->lock);
+	config_print(&config, f);
 	return fclose(f) ? NULL : text;
 }
 
@@ -124,13 +131,9 @@ static void prepare_memory(const struct config *cfg)
 			 strerror(errno));
 }
 
-static int open_pool(struct daemon *d, const struct daemon_options *o, struct tp_error *error)
+static struct pool_options pool_options_of(const struct config *cfg)
 {
-	const struct config *cfg = &o->config;
-	struct pool_options options = {
-		.metadata_path = d->metadata_path,
-		.data_path = d->data_path,
-		.read_only = o->read_only,
+	return (struct pool_options){
 		.cache_bytes = cfg->cache_size,
 		.commit_interval_usec = cfg->commit_interval_usec,
 		.discard = cfg->discard,
@@ -139,9 +142,18 @@ static int open_pool(struct daemon *d, const struct daemon_options *o, struct tp
 		.no_space_timeout_usec = cfg->no_space_timeout_usec,
 		.low_water_data = cfg->low_water_data,
 		.low_water_metadata = cfg->low_water_metadata,
-		.event = pool_event,
-		.event_ctx = d,
 	};
+}
+
+static int open_pool(struct daemon *d, const struct daemon_options *o, struct tp_error *error)
+{
+	struct pool_options options = pool_options_of(&o->config);
+
+	options.metadata_path = d->metadata_path;
+	options.data_path = d->data_path;
+	options.read_only = o->read_only;
+	options.event = pool_event;
+	options.event_ctx = d;
 
 	if (snprintf(d->metadata_path, sizeof(d->metadata_path), "%s/metadata", o->pooldir) >=
 		    (int)sizeof(d->metadata_path) ||
@@ -202,6 +214,41 @@ static int start_fuse(struct daemon *d, const struct daemon_options *o, struct t
 	return r;
 }
 
+/* Every request that was running goes on; what cannot change is said, and stays as it was. */
+static void reload(struct daemon *d)
+{
+	struct config_changes changes = { "", "" };
+	struct tp_error error = { "" };
+	struct config fresh, config;
+	struct pool_options options;
+	int r;
+
+	notify_send("RELOADING=1\nMONOTONIC_USEC=%llu", (unsigned long long)time_monotonic_usec());
+	r = d->read_config(d->read_config_ctx, &fresh, &error);
+	lock_control(&d->lock);
+	config = d->config;
+	unlock_control(&d->lock);
+	if (!r)
+		r = config_apply(&config, &fresh, &changes);
+	if (r) {
+		log_err("the configuration stays as it was: %s",
+			error.text[0] ? error.text : strerror(-r));
+	} else {
+		log_set_level(config.log_level);
+		options = pool_options_of(&config);
+		pool_configure(d->pool, &options);
+		lock_control(&d->lock);
+		d->config = config;
+		unlock_control(&d->lock);
+		log_info("configuration read again: %s",
+			 changes.made[0] ? changes.made : "nothing to change");
+		if (changes.later[0])
+			log_warn("this takes effect only when the daemon is started again: %s",
+				 changes.later);
+	}
+	notify_send("READY=1");
+}
+
 static void signals_ready(struct io_watch *w, short revents)
 {
 	struct daemon *d = container_of(w, struct daemon, signals);
@@ -209,6 +256,10 @@ static void signals_ready(struct io_watch *w, short revents)
 
 	(void)revents;
 	while (read(w->fd, &info, sizeof(info)) == sizeof(info)) {
+		if (info.ssi_signo == SIGHUP) {
+			reload(d);
+			continue;
+		}
 		d->stopping = true;
 		d->why = strsignal((int)info.ssi_signo);
 	}
@@ -230,6 +281,7 @@ static int watch_for_the_end(struct daemon *d, struct tp_error *error)
 	sigemptyset(&set);
 	sigaddset(&set, SIGTERM);
 	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGHUP);
 	d->signals.fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (d->signals.fd < 0)
 		return tp_error(error, -errno, "no signal descriptor: %s", strerror(errno));
@@ -271,7 +323,12 @@ int daemon_start(const struct daemon_options *options, struct daemon **ret_d,
 	if (!d)
 		return tp_error(error, -ENOMEM, "out of memory");
 	d->signals.fd = -1;
+	tp_lock_init(&d->lock, LC_control, LOCK_KIND_MUTEX);
+	lock_control(&d->lock);
 	d->config = options->config;
+	unlock_control(&d->lock);
+	d->read_config = options->read_config;
+	d->read_config_ctx = options->ctx;
 	r = start_parts(d, options, error);
 	if (r) {
 		(void)daemon_stop(d); /* the reason to tell is why it did not start */
@@ -317,6 +374,7 @@ int daemon_stop(struct daemon *d)
 		log_err("the last commit failed: %s", strerror(-r));
 	if (d->q)
 		io_queue_destroy(d->q);
+	tp_lock_destroy(&d->lock);
 	free(d);
 	return r;
 }

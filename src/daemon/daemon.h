@@ -19,14 +19,19 @@ struct daemon_options {
 	struct config config;
 	const char *pooldir, *mountpoint; /* absolute; borrowed until daemon_stop() */
 	bool read_only;
+	/* What the configuration is by now, for SIGHUP.  @error says what is wrong with it. */
+	int (*read_config)(void *ctx, struct config *cfg, struct tp_error *error);
+	void *ctx;
 };
 
 /* Open the pool, mount, listen: the mount answers when this returns. */
 int daemon_start(const struct daemon_options *options, struct daemon **ret_d,
 		 struct tp_error *error) TP_MUST_CHECK;
 
-/* Say that the daemon is ready, and serve until SIGTERM, SIGINT or an unmount.  The caller has
- * blocked these signals. */
+/*
+ * Say that the daemon is ready, and serve until SIGTERM, SIGINT or an unmount; SIGHUP reads the
+ * configuration again.  The caller has blocked these signals.
+ */
 void daemon_run(struct daemon *d);
 
 /*

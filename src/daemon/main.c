@@ -119,6 +119,14 @@ static int read_config(const struct arguments *a, const char *pooldir, struct co
 	return r == -ENOENT ? 0 : r;
 }
 
+/* For SIGHUP: what main() did, again. */
+static int read_config_again(void *ctx, struct config *cfg, struct tp_error *error)
+{
+	const struct arguments *a = ctx;
+
+	return read_config(a, a->pooldir, cfg, error);
+}
+
 static void log_to_syslog(enum log_level level, const char *line, void *ctx)
 {
 	(void)ctx;
@@ -151,6 +159,7 @@ static int serve(const struct daemon_options *options, int ready_fd)
 	sigemptyset(&set);
 	sigaddset(&set, SIGTERM);
 	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGHUP);
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	signal(SIGPIPE, SIG_IGN);
 
@@ -212,6 +221,7 @@ int main(int argc, char **argv)
 {
 	TP_CLEANUP(free_path) char *pooldir = NULL;
 	TP_CLEANUP(free_path) char *mountpoint = NULL;
+	TP_CLEANUP(free_path) char *config_path = NULL;
 	struct daemon_options options = { .read_only = false };
 	struct arguments a = { .foreground = false };
 	struct tp_error error = { "" };
@@ -228,6 +238,12 @@ int main(int argc, char **argv)
 				 a.pooldir, strerror(-r));
 			return fail(&error, r);
 		}
+	}
+	/* Absolute: it is read again when the working directory is another. */
+	if (a.config_path) {
+		config_path = realpath(a.config_path, NULL);
+		if (config_path)
+			a.config_path = config_path;
 	}
 	r = read_config(&a, pooldir, &options.config, &error);
 	if (r)
@@ -247,5 +263,8 @@ int main(int argc, char **argv)
 	options.pooldir = pooldir;
 	options.mountpoint = mountpoint;
 	options.read_only = a.read_only;
+	a.pooldir = pooldir;
+	options.read_config = read_config_again;
+	options.ctx = &a;
 	return a.foreground ? serve(&options, -1) : serve_in_background(&options);
 }

@@ -744,7 +744,8 @@ static void range_start(struct pool *pool, struct request *req, struct io_queue 
 	req->pos = io->offset;
 	req->end = io->offset + io->length;
 	if (io->op != POOL_ALLOCATE) {
-		if (pool->options.discard == POOL_DISCARD_IGNORE && !req->past_gate) {
+		if (atomic_load_explicit(&pool->refuses_discards, memory_order_relaxed) &&
+		    !req->past_gate) {
 			request_refuse(pool, req, -EOPNOTSUPP);
 			return;
 		}

@@ -32,7 +32,6 @@ STAILQ_HEAD(segment_list, segment);
 
 struct pool {
 	/* Constant while the pool is open. */
-	struct pool_options options; /* paths: not kept */
 	struct io_device *metadata, *data;
 	bool owns_devices;
 	bool opened_read_only; /* by option, or because the metadata needs a check */
@@ -54,6 +53,13 @@ struct pool {
 	 * that sleeps is called with it held.
 	 */
 	struct tp_lock lock;
+	/*
+	 * Paths are not kept.  The worker is the only one to change it, and reads it without
+	 * the lock; event and read_only never change, and anybody reads them so.
+	 */
+	struct pool_options options;
+	struct pool_options wanted TP_GUARDED_BY(lc_pool);   /* of pool_configure() */
+	atomic_bool is_wanted;                               /* the worker has to take it over */
 	struct command_list commands TP_GUARDED_BY(lc_pool); /* waiting for the worker */
 	char reason[256] TP_GUARDED_BY(lc_pool);
 	struct thin_metadata_info info TP_GUARDED_BY(lc_pool); /* as of the last commit or pass */
@@ -64,7 +70,8 @@ struct pool {
 	atomic_bool needs_check;
 	atomic_bool data_is_low, metadata_is_low; /* changed by the worker (low-water.c) */
 	struct log_limit low_water_log[2];
-	atomic_bool never_wait;  /* pool_stop_waiting() */
+	atomic_bool never_wait; /* pool_stop_waiting() */
+	atomic_bool refuses_discards;
 	atomic_bool sizes_dirty; /* some volume's size_dirty is set: a commit is needed */
 
 	/* The volume half's.  Guarded by catalog_lock (LC_catalog) as volume.c says. */
@@ -165,6 +172,9 @@ bool pool_is_dirty(struct pool *pool);
 
 /* Worker only.  POOL_EXTEND, but for the last commit. */
 int pool_extend(struct pool *pool, struct pool_command *cmd) TP_EXCLUDES_ALL TP_MUST_CHECK;
+
+/* Worker only.  Take over what pool_configure() asked for. */
+void pool_take_configuration(struct pool *pool) TP_EXCLUDES(lc_pool);
 
 /* Any thread.  There is something for the worker to look at. */
 void pool_wake_worker(struct pool *pool);

@@ -186,6 +186,13 @@ uint64_t low_space_deadline(const struct pool *pool)
 						     : pool->worker->no_space_deadline_usec;
 }
 
+/* Waiting begins anew, by what is configured now. */
+void low_space_restart(struct pool *pool)
+{
+	pool->worker->no_space_deadline_usec = UINT64_MAX;
+	pool->worker->no_space_expired = false;
+}
+
 void pool_stop_waiting(struct pool *pool)
 {
 	atomic_store(&pool->never_wait, true);

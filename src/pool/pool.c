@@ -108,6 +108,7 @@ TP_NO_TSA static struct pool *pool_alloc(const struct pool_options *options)
 	memset(pool->stats, 0, sizeof(*pool->stats));
 	pool->options = *options;
 	pool->options.metadata_path = pool->options.data_path = NULL;
+	pool->refuses_discards = options->discard == POOL_DISCARD_IGNORE;
 	tp_lock_init(&pool->throttle, LC_throttle, LOCK_KIND_RW);
 	tp_lock_init(&pool->lock, LC_pool, LOCK_KIND_MUTEX);
 	tp_lock_init(&pool->catalog_lock, LC_catalog, LOCK_KIND_RW);
@@ -187,6 +188,39 @@ int pool_close(struct pool *pool)
 	return r;
 }
 
+/* ------------------------------------------------------------------ configuration */
+
+void pool_configure(struct pool *pool, const struct pool_options *options)
+{
+	lock_pool(&pool->lock);
+	pool->wanted = *options;
+	unlock_pool(&pool->lock);
+	atomic_store(&pool->is_wanted, true);
+	pool_wake_worker(pool);
+}
+
+void pool_take_configuration(struct pool *pool)
+{
+	struct pool_options *o = &pool->options, *wanted = &pool->wanted;
+
+	if (likely(!atomic_load_explicit(&pool->is_wanted, memory_order_relaxed)))
+		return;
+	atomic_store(&pool->is_wanted, false);
+	lock_pool(&pool->lock);
+	o->cache_bytes = wanted->cache_bytes;
+	o->commit_interval_usec = wanted->commit_interval_usec;
+	o->discard = wanted->discard;
+	o->zero_new_blocks = wanted->zero_new_blocks;
+	o->queue_if_no_space = wanted->queue_if_no_space;
+	o->no_space_timeout_usec = wanted->no_space_timeout_usec;
+	o->low_water_data = wanted->low_water_data;
+	o->low_water_metadata = wanted->low_water_metadata;
+	unlock_pool(&pool->lock);
+	atomic_store(&pool->refuses_discards, o->discard == POOL_DISCARD_IGNORE);
+	thin_metadata_set_cache_limit(pool->tmd, o->cache_bytes);
+	low_space_restart(pool);
+}
+
 /* ------------------------------------------------------------------ status */
 
 uint32_t pool_block_size(const struct pool *pool)
@@ -204,6 +238,7 @@ void pool_get_status(struct pool *pool, struct pool_status *ret_status)
 	struct pool_status s = { .block_size = pool->block_size };
 	struct thin_metadata_info info;
 	struct thin_cache_stats cache;
+	struct pool_low_water low_water_data, low_water_metadata;
 	const struct pool_command *cmd;
 
 	/* A copy that the worker keeps: nobody here waits for metadata that is being changed. */
@@ -214,6 +249,13 @@ void pool_get_status(struct pool *pool, struct pool_status *ret_status)
 	STAILQ_FOREACH(cmd, &pool->commands, link)
 	s.waiting_commands++;
 	memcpy(s.reason, pool->reason, sizeof(s.reason));
+	s.discard = pool->options.discard;
+	s.zero_new_blocks = pool->options.zero_new_blocks;
+	s.queue_if_no_space = pool->options.queue_if_no_space;
+	s.no_space_timeout_usec = pool->options.no_space_timeout_usec;
+	s.commit_interval_usec = pool->options.commit_interval_usec;
+	low_water_data = pool->options.low_water_data;
+	low_water_metadata = pool->options.low_water_metadata;
 	unlock_pool(&pool->lock);
 
 	s.needs_check = pool->needs_check;
@@ -230,8 +272,8 @@ void pool_get_status(struct pool *pool, struct pool_status *ret_status)
 	s.metadata_used = s.metadata_total - s.metadata_reserve -
 			  MIN(info.nr_metadata_free * METADATA_BLOCK_SIZE,
 			      s.metadata_total - s.metadata_reserve);
-	s.low_water_data = low_water_mark(&pool->options.low_water_data, s.data_total);
-	s.low_water_metadata = low_water_mark(&pool->options.low_water_metadata, s.metadata_total);
+	s.low_water_data = low_water_mark(&low_water_data, s.data_total);
+	s.low_water_metadata = low_water_mark(&low_water_metadata, s.metadata_total);
 	if (io_device_allocated(pool->data, &s.data_allocated))
 		s.data_allocated = 0;
 	volumes_get_totals(pool, &s.nr_volumes, &s.virtual_total);

@@ -78,6 +78,14 @@ int pool_open(const struct pool_options *options, struct pool **ret_pool,
 int pool_close(struct pool *pool) TP_EXCLUDES_ALL;
 
 /*
+ * Any thread.  From the worker's next pass on: cache_bytes, commit_interval_usec, discard,
+ * zero_new_blocks, queue_if_no_space, no_space_timeout_usec and the low-water marks of
+ * @options; the rest of it does not count.
+ */
+void pool_configure(struct pool *pool, const struct pool_options *options)
+	TP_EXCLUDES(lc_pool, lc_io);
+
+/*
  * Any thread.  Requests that wait for data space fail with -ENOSPC, now and later: whoever
  * is about to close the pool waits for them otherwise.
  */
@@ -268,6 +276,10 @@ struct pool_status {
 	uint64_t low_water_data, low_water_metadata; /* bytes free at which it is low; 0: no mark */
 	bool data_is_low, metadata_is_low;           /* fell to the mark, not well above it since */
 	uint64_t virtual_total;                      /* sum of the volumes' sizes */
+	/* As they are configured now. */
+	enum pool_discard discard;
+	bool zero_new_blocks, queue_if_no_space;
+	uint64_t no_space_timeout_usec, commit_interval_usec;
 	unsigned nr_volumes;
 	uint64_t cache_bytes, cache_limit_bytes, cache_hits, cache_misses;
 	/* How many wait now, and for what. */

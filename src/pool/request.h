@@ -306,6 +306,7 @@ void pool_refresh_info(struct pool *pool, bool committed);
 void low_space_park(struct pool *pool, struct segment *seg);
 void low_space_run(struct pool *pool);
 void low_space_retry(struct pool *pool);
+void low_space_restart(struct pool *pool);
 uint64_t low_space_deadline(const struct pool *pool);
 
 /* ---- low-water.c ---- */

@@ -402,6 +402,7 @@ static void worker_pass(struct pool *pool)
 	w->pass_began_usec = time_monotonic_usec();
 	atomic_store(&w->poked, false);
 	w->again = false;
+	pool_take_configuration(pool);
 	worker_pump(pool);
 	low_space_run(pool);
 	deliver(pool);

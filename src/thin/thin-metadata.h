@@ -162,6 +162,10 @@ struct thin_cache_stats {
 	uint64_t cached_bytes, dirty_bytes, limit_bytes, hits, misses, reads, writes,
 		shrunk_buffers, resets;
 };
+/* Any thread; shrinks by and by. */
+void thin_metadata_set_cache_limit(struct thin_metadata *tmd, uint64_t bytes)
+	TP_EXCLUDES(lc_bufio, lc_bufio_lru);
+
 void thin_metadata_get_cache_stats(struct thin_metadata *tmd, struct thin_cache_stats *ret_stats);
 
 /*

@@ -222,6 +222,11 @@ int thin_metadata_get_info(struct thin_metadata *tmd, struct thin_metadata_info 
 	return r;
 }
 
+void thin_metadata_set_cache_limit(struct thin_metadata *tmd, uint64_t bytes)
+{
+	bm_set_cache_limit(tmd->bm, bytes);
+}
+
 void thin_metadata_get_cache_stats(struct thin_metadata *tmd, struct thin_cache_stats *ret_stats)
 {
 	struct bm_stats s;

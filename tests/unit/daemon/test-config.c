@@ -232,9 +232,34 @@ static void what_is_printed_reads_back(void **state)
 	assert_memory_equal(&cfg, &back, sizeof(cfg));
 }
 
+static void what_can_change_at_run_time_does_and_the_rest_is_named(void **state)
+{
+	struct config cfg, fresh;
+	struct config_changes changes;
+
+	(void)state;
+	config_set_defaults(&cfg);
+	fresh = cfg;
+	assert_int_equal(config_apply(&cfg, &fresh, &changes), 0);
+	assert_string_equal(changes.made, "");
+	assert_string_equal(changes.later, "");
+	fresh.cache_size = 1 << 20;
+	fresh.log_level = LOG_LEVEL_DEBUG;
+	fresh.workers = 7;
+	fresh.allow_other = true;
+	assert_int_equal(config_apply(&cfg, &fresh, &changes), 0);
+	assert_string_equal(changes.made, "cache_size = 1M, log_level = debug");
+	assert_string_equal(changes.later, "workers, allow_other");
+	assert_int_equal(cfg.cache_size, 1 << 20);
+	assert_int_equal(cfg.log_level, LOG_LEVEL_DEBUG);
+	assert_int_equal(cfg.workers, 2);
+	assert_false(cfg.allow_other);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(what_can_change_at_run_time_does_and_the_rest_is_named),
 		cmocka_unit_test(defaults_are_the_documented_ones),
 		cmocka_unit_test(every_key_is_read),
 		cmocka_unit_test(a_later_file_wins_only_where_it_speaks),
