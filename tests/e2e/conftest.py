@@ -238,7 +238,7 @@ class Bench:
                 attempt(d.abort)
         for d in self.daemons:
             text = d.log_text()
-            for mark in ('AddressSanitizer', 'LeakSanitizer', 'runtime error:', 'lock order:',
+            for mark in ('AddressSanitizer', 'LeakSanitizer', 'ThreadSanitizer', 'runtime error:', 'lock order:',
                          'invariant:'):
                 if mark in text:
                     errors.append(f'{d.log_path.name} says "{mark}":\n{text[-6000:]}')
