@@ -73,7 +73,7 @@ struct thin_disk_superblock {
 	struct le64 device_details_root;
 	struct le32 data_block_size;     /* sectors: a multiple of 128, 128..2097152 */
 	struct le32 metadata_block_size; /* sectors: 8 */
-	struct le64 metadata_nr_blocks;  /* at format time; never updated */
+	struct le64 metadata_nr_blocks;  /* the kernel does not update it when they grow */
 	struct le32 compat_flags;
 	struct le32 compat_ro_flags;
 	struct le32 incompat_flags;

@@ -6,6 +6,7 @@
  * worker's thread; closing takes them down the other way round, and also what a failed
  * opening has left half-built.
  */
+#define LOG_MODULE "pool"
 #include <errno.h>
 #include <limits.h>
 #include <stdio.h>
@@ -14,6 +15,7 @@
 
 #include "pool/request.h"
 #include "thinpoold/disk-format.h"
+#include "util/log.h"
 
 #define ZONE_BYTES (UINT64_C(4) << 20) /* of the prison: several of the largest requests */
 #define VOLUME_BLOCKS_MAX (UINT64_C(1) << 40)
@@ -91,6 +93,10 @@ TP_NO_TSA static int open_metadata(struct pool *pool, struct tp_error *error)
 			 info.needs_check ? "the metadata needs a check" : "opened read-only");
 		thin_metadata_set_read_only(pool->tmd);
 	}
+	if (info.needs_check)
+		log_warn("the metadata needs a check (NEEDS_CHECK is set), the pool is read-only: "
+			 "stop the daemon, run \"thinpoolctl check\", then \"thin_check "
+			 "--clear-needs-check-flag\"");
 	return set_geometry(pool, &info, error);
 }
 

@@ -43,6 +43,8 @@ static int prepare(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root)
 	sb->time = le32_make(tmd->time);
 	sb->trans_id = le64_make(tmd->trans_id);
 	sb->held_root = le64_make(tmd->held_root);
+	if (tmd->grown_metadata_blocks != tmd->nr_metadata_blocks)
+		sb->metadata_nr_blocks = le64_make(tmd->grown_metadata_blocks);
 	sb->data_mapping_root = le64_make(tmd->root);
 	sb->device_details_root = le64_make(tmd->details_root);
 	sm_copy_root(tmd->data_sm, &sm_root);

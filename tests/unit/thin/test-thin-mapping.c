@@ -396,6 +396,7 @@ static void metadata_grows_to_its_device(void **state)
 {
 	struct fixture *f = *state;
 	struct thin_metadata_info before = info_of(f), after;
+	const struct thin_disk_superblock *sb;
 
 	assert_int_equal(before.nr_metadata_blocks, 4096);
 	assert_int_equal(before.metadata_reserve, 409);
@@ -408,6 +409,8 @@ static void metadata_grows_to_its_device(void **state)
 	assert_int_equal(after.nr_metadata_blocks, 51200);
 	assert_int_equal(after.metadata_reserve, 4096);
 	assert_true(after.nr_metadata_free > 47000);
+	sb = mem_device_data(fault_device_inner(f->meta));
+	assert_int_equal(le64_get(sb->metadata_nr_blocks), 51200);
 	assert_true(is_clean(f));
 	reopen(f);
 	assert_int_equal(info_of(f).nr_metadata_blocks, 51200);
