@@ -54,6 +54,7 @@ def test_bash_completes_verbs_and_options():
         assert offered == options(THINPOOLCTL, verb) | {'--help'}
     assert '--block-size=' in complete('thinpoolctl', 'format', '--b')
     assert complete('thinpoolctl', 'format', '--size', '') == set()
+    assert complete('thinpoolctl', 'metadata-snap', '') == {'reserve', 'release'}
 
 
 def test_bash_completes_paths(tmp_path):
