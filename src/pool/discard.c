@@ -283,6 +283,19 @@ bool passdown_busy(const struct pool *pool)
 	return pool->worker->passdowns_in_flight || pool->worker->nr_freed;
 }
 
+uint64_t passdown_blocks(const struct pool *pool)
+{
+	const struct worker *w = pool->worker;
+	uint64_t nr = 0;
+
+	for (unsigned i = 0; i < NR_PASSDOWNS; i++)
+		if (w->passdowns[i].busy)
+			nr += w->passdowns[i].run.end - w->passdowns[i].run.begin;
+	for (size_t i = w->next_freed; i < w->nr_freed; i++)
+		nr += w->freed[i].end - w->freed[i].begin;
+	return nr;
+}
+
 /* What has not been started is forgotten: after an abort, or when closing takes too long. */
 void passdown_drop(struct pool *pool)
 {

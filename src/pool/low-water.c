@@ -86,6 +86,9 @@ void low_water_check(struct pool *pool, const struct thin_metadata_info *info)
 		return;
 	data.mark = low_water_mark(&pool->options.low_water_data, data.total);
 	metadata.mark = low_water_mark(&pool->options.low_water_metadata, metadata.total);
+	/* A trim or a large discard keeps much of what is free to itself, for a while only. */
+	if (data.free <= data.mark)
+		data.free += passdown_blocks(pool) * pool->block_size;
 	check(pool, &data, &pool->data_is_low);
 	check(pool, &metadata, &pool->metadata_is_low);
 }

@@ -291,6 +291,8 @@ int unmap_blocks(struct pool *pool, struct segment *seg, vblock_t begin,
 void passdown_collect(struct pool *pool);
 void passdown_run(struct pool *pool);
 bool passdown_busy(const struct pool *pool);
+/* Free blocks that cannot be allocated before they are punched. */
+uint64_t passdown_blocks(const struct pool *pool);
 void passdown_drop(struct pool *pool);
 int passdown_create(struct pool *pool) TP_MUST_CHECK;
 void passdown_destroy(struct pool *pool);

@@ -10,7 +10,7 @@
 #include <cmocka.h>
 #include <string.h>
 
-#include "pool-fixture.h"
+#include "commands.h"
 #include "pool/request.h"
 #include "util/log.h"
 
@@ -152,6 +152,25 @@ static void metadata_has_a_mark_of_its_own(void **state)
 	assert_int_equal(rig_status(rig).stats.low_water_data, 0);
 }
 
+/* A trim takes what is free out of allocation for a moment: that is no lack of space. */
+static void what_is_being_punched_counts_as_free(void **state)
+{
+	struct async trim;
+
+	(void)state;
+	open_with((struct pool_low_water){ .bytes = MARK * BLOCK }, (struct pool_low_water){ 0 });
+	leave_free(MARK + 8);
+	fault_device_delay(rig->data, FAULT_OP(IO_DISCARD));
+	start(rig, &trim, POOL_TRIM, "", "", 0);
+	assert_true(fault_device_wait_held(rig->data, 1));
+	assert_int_equal(rig_commit(rig), 0);
+	assert_true(nr_free() <= MARK);
+	assert_false(rig_status(rig).data_is_low);
+	fault_device_release_all(rig->data);
+	assert_int_equal(finish(rig, &trim), 0);
+	assert_int_equal(rig_status(rig).stats.low_water_data, 0);
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -159,6 +178,7 @@ int main(void)
 		cmocka_unit_test(a_mark_is_a_share_or_a_size),
 		T(falling_to_the_mark_is_told_once),
 		T(well_above_the_mark_it_is_armed_again),
+		T(what_is_being_punched_counts_as_free),
 		T(metadata_has_a_mark_of_its_own),
 	};
 
