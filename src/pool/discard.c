@@ -19,7 +19,12 @@
 
 #define NR_PASSDOWNS 8   /* punches at a time: enough for a disk, few enough to stay behind I/O */
 #define SKIP_LOOKUPS 256 /* of one request in a row */
-#define TRIM_SLICE_BYTES (UINT64_C(1) << 30) /* kept from being allocated at a time */
+/*
+ * What a trim keeps from being allocated counts as used meanwhile: few enough of the free blocks
+ * that nobody is told that space is low.
+ */
+#define TRIM_SLICE_BYTES (UINT64_C(1) << 30)
+#define TRIM_SLICE_PART 128     /* of what is free, for each of NR_PASSDOWNS */
 #define UNMAP_SLICE 1024        /* mappings removed by one call, which holds meta_root */
 #define UNMAP_BLOCKS_PER_FREE 8 /* mappings removed by one call for each free metadata block */
 
@@ -205,13 +210,19 @@ static void passdown_start(struct pool *pool, struct passdown *p, const struct f
 static int trim_start(struct pool *pool, struct passdown *p)
 {
 	struct worker *w = pool->worker;
-	uint64_t max_blocks = MAX(TRIM_SLICE_BYTES / pool->block_size, 1);
+	struct thin_metadata_info info;
 	struct freed_run run;
+	uint64_t max_blocks;
 	int r;
 
 	if (atomic_load(&pool->never_wait))
 		return tp_error(&STAILQ_FIRST(&w->trims)->error, -ECANCELED,
 				"the daemon is stopping, not all was trimmed");
+	r = thin_metadata_get_info(pool->tmd, &info);
+	if (r)
+		return r;
+	max_blocks = MIN(TRIM_SLICE_BYTES / pool->block_size, info.nr_data_free / TRIM_SLICE_PART);
+	max_blocks = MAX(max_blocks, 1);
 	r = thin_metadata_reserve_free_run(pool->tmd, w->trim_next, max_blocks, &run.begin,
 					   &run.end);
 	if (r)
@@ -242,7 +253,8 @@ static void trim_run(struct pool *pool)
 		return;
 	STAILQ_REMOVE_HEAD(&w->trims, link);
 	w->trim_next = 0;
-	w->again = true; /* the answer leaves in a pass */
+	w->again = true;                /* the answer leaves in a pass */
+	pool_refresh_info(pool, false); /* who asks now shall not see what was kept back */
 	pool_answer_command(pool, cmd, cmd->result);
 }
 

@@ -207,6 +207,97 @@ static void a_discard_waits_for_reads_in_flight(void **state)
 	assert_int_equal(rig_mapped(v), 0);
 }
 
+/* ---- trim, and settings that change ---- */
+
+static int trim(uint64_t *ret_bytes)
+{
+	struct pool_command cmd = { .op = POOL_TRIM };
+	int r = pool_command_run(rig->pool, &cmd);
+
+	*ret_bytes = cmd.size_bytes;
+	assert_int_equal(r != 0, cmd.error.text[0] != '\0');
+	return r;
+}
+
+static uint64_t free_bytes(void)
+{
+	struct pool_status s = rig_status(rig);
+
+	return s.data_total - s.data_used;
+}
+
+static void a_trim_punches_every_free_block_and_nothing_else(void **state)
+{
+	uint64_t bytes, before;
+
+	(void)state;
+	rig_close_volume(v);
+	rig->options.discard = POOL_DISCARD_NO_PASSDOWN;
+	pool_rig_reopen(rig);
+	v = rig_open_volume(rig, "vol");
+	assert_int_equal(rig_fill(rig, v, 0, 8 * MIB, 1), 0);
+	for (uint64_t b = 0; b < 128; b += 2) /* many short runs */
+		assert_int_equal(rig_punch(rig, v, b * BLOCK, BLOCK), 0);
+	before = rig_status(rig).stats.passed_down_bytes;
+	assert_int_equal(trim(&bytes), 0); /* what is freed but not committed counts too */
+	assert_int_equal(bytes, free_bytes());
+	assert_int_equal(rig_status(rig).stats.passed_down_bytes - before, bytes);
+	for (uint64_t b = 0; b < 128; b++)
+		assert_true(rig_reads_as(rig, v, b * BLOCK, BLOCK, b % 2 ? 1 : 0));
+	/* All of it can be had again, and a second one finds the same. */
+	assert_int_equal(trim(&bytes), 0);
+	assert_int_equal(bytes, free_bytes());
+	assert_int_equal(rig_fill(rig, v, 0, 8 * MIB, 2), 0);
+}
+
+static void a_trim_tells_that_the_device_cannot(void **state)
+{
+	struct fault fault = { .ops = DISCARDS, .count = UINT64_MAX };
+	uint64_t bytes, was_free = free_bytes();
+
+	(void)state;
+	fault_device_add(rig->data, &fault);
+	assert_true(trim(&bytes) < 0);
+	fault_device_clear(rig->data);
+	assert_int_equal(rig_commit(rig), 0);
+	assert_int_equal(free_bytes(), was_free);
+	assert_int_equal(trim(&bytes), 0);
+	assert_int_equal(bytes, was_free);
+}
+
+static void a_stopping_pool_ends_a_trim(void **state)
+{
+	uint64_t bytes;
+
+	(void)state;
+	pool_stop_waiting(rig->pool);
+	assert_int_equal(trim(&bytes), -ECANCELED);
+}
+
+static bool ignores_discards(void *wanted)
+{
+	return (rig_status(rig).discard == POOL_DISCARD_IGNORE) == *(bool *)wanted;
+}
+
+static void settings_change_while_the_pool_is_in_service(void **state)
+{
+	struct pool_options options = rig->options;
+	bool yes = true, no = false;
+
+	(void)state;
+	options.discard = POOL_DISCARD_IGNORE;
+	options.cache_bytes = 3 * MIB;
+	pool_configure(rig->pool, &options);
+	assert_true(rig_await(rig, ignores_discards, &yes));
+	assert_int_equal(rig_status(rig).cache_limit_bytes, 3 * MIB);
+	assert_int_equal(rig_fill(rig, v, 0, BLOCK, 1), 0);
+	assert_int_equal(rig_punch(rig, v, 0, BLOCK), -EOPNOTSUPP);
+	options.discard = POOL_DISCARD_PASSDOWN;
+	pool_configure(rig->pool, &options);
+	assert_true(rig_await(rig, ignores_discards, &no));
+	assert_int_equal(rig_punch(rig, v, 0, BLOCK), 0);
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -221,6 +312,10 @@ int main(void)
 		T(without_passing_down_the_device_hears_nothing),
 		T(a_failed_discard_gives_the_space_back_all_the_same),
 		T(a_discard_waits_for_reads_in_flight),
+		T(a_trim_punches_every_free_block_and_nothing_else),
+		T(a_trim_tells_that_the_device_cannot),
+		T(a_stopping_pool_ends_a_trim),
+		T(settings_change_while_the_pool_is_in_service),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);
