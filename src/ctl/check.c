@@ -60,10 +60,8 @@ int ctl_open_half(const char *pooldir, const char *what, struct io_device **ret_
 	if (snprintf(path, sizeof(path), "%s/%s", pooldir, what) >= (int)sizeof(path))
 		return ctl_fail(CTL_USAGE, "%s: the path is too long", pooldir);
 	r = io_device_open(path, IO_OPEN_READ_ONLY, ret_dev);
-	if (r == -EBUSY)
-		return ctl_fail(CTL_BUSY, "%s is in use: stop the daemon that serves it", path);
 	if (r)
-		return ctl_fail(ctl_exit_of(r), "%s cannot be opened: %s", path, strerror(-r));
+		return ctl_fail(ctl_exit_of(r), "%s: %s", path, io_device_open_words(r));
 	return CTL_OK;
 }
 

@@ -200,11 +200,7 @@ static int settle_size(struct half *h, uint64_t unit, uint64_t smallest, uint64_
 
 static int told_open_error(const char *path, int r)
 {
-	if (r == -EBUSY)
-		return ctl_fail(CTL_BUSY, "%s is in use: stop the daemon that serves it", path);
-	if (r == -ENOTBLK)
-		return ctl_fail(CTL_FAILED, "%s is neither a file nor a block device", path);
-	return ctl_fail(ctl_exit_of(r), "%s cannot be opened: %s", path, strerror(-r));
+	return ctl_fail(ctl_exit_of(r), "%s: %s", path, io_device_open_words(r));
 }
 
 /* The name in POOLDIR that a link shall get: taken only with --force, and never from a daemon. */

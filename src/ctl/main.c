@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "ctl/ctl.h"
+#include "util/error.h"
 #include "util/parse-size.h"
 
 const char *argp_program_version = "thinpoolctl " TP_VERSION;
@@ -98,13 +99,14 @@ static const struct verb verbs[] = {
 
 int ctl_fail(enum ctl_exit code, const char *fmt, ...)
 {
+	char line[1024];
 	va_list args;
 
-	fputs("thinpoolctl: ", stderr);
 	va_start(args, fmt);
-	vfprintf(stderr, fmt, args);
+	vsnprintf(line, sizeof(line), fmt, args);
 	va_end(args);
-	fputc('\n', stderr);
+	fflush(stdout); /* what was found comes before what follows from it */
+	fprintf(stderr, "thinpoolctl: %s\n", one_line(line));
 	return (int)code;
 }
 
@@ -133,13 +135,13 @@ static TP_NORETURN void usage_error(struct argp_state *state, const char *fmt, .
 
 static void usage_error(struct argp_state *state, const char *fmt, ...)
 {
+	char line[1024];
 	va_list args;
 
-	fprintf(stderr, "%s: ", state->name);
 	va_start(args, fmt);
-	vfprintf(stderr, fmt, args);
+	vsnprintf(line, sizeof(line), fmt, args);
 	va_end(args);
-	fputc('\n', stderr);
+	fprintf(stderr, "%s: %s\n", state->name, one_line(line));
 	exit(CTL_USAGE);
 }
 

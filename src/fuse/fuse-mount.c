@@ -81,7 +81,7 @@ static int check_empty(const char *path, struct tp_error *error)
 			r = tp_error(
 				error, -ENOTEMPTY,
 				"mount point '%s' is not empty (there is '%s'): mounting would "
-				"hide what it holds",
+				"hide what it holds, name an empty directory",
 				path, e->d_name);
 	closedir(dir);
 	return r;
@@ -103,10 +103,13 @@ static int check_mountpoint(const char *path, struct tp_error *error)
 				errno == ENOENT ? "; create the directory first" : "");
 	}
 	if (!S_ISDIR(st.st_mode))
-		return tp_error(error, -ENOTDIR, "mount point '%s' is not a directory", path);
+		return tp_error(error, -ENOTDIR,
+				"mount point '%s' is not a directory: name an empty one", path);
 	if (!path_mount(path, &id, &is_root) && is_root)
 		return tp_error(error, -EBUSY,
-				"mount point '%s' has something mounted on it already", path);
+				"mount point '%s' has something mounted on it already: umount it, "
+				"or name another directory",
+				path);
 	return check_empty(path, error);
 }
 

@@ -279,6 +279,26 @@ static bool block_can_discard(dev_t id)
 	return true; /* it will say so itself */
 }
 
+const char *io_device_open_words(int r)
+{
+	switch (r) {
+	case -EBUSY:
+		return "in use by another program: stop the daemon that serves it, or what else "
+		       "has it open";
+	case -ENOENT:
+		return "does not exist";
+	case -ENOTBLK:
+		return "neither a file nor a block device: put one there, or a link to one";
+	case -EACCES:
+	case -EPERM:
+		return "permission denied: do this as its owner or as root";
+	case -EROFS:
+		return "on a read-only file system";
+	default:
+		return strerror(-r);
+	}
+}
+
 static void closep(struct io_device **dev)
 {
 	io_device_close(*dev);

@@ -61,6 +61,9 @@ enum io_open_flags {
  */
 int io_device_open(const char *path, unsigned flags, struct io_device **ret_dev) TP_MUST_CHECK;
 
+/* Why io_device_open() failed, and what to do about it where that is known, to follow "PATH: ". */
+const char *io_device_open_words(int r);
+
 /* The caller has no request in flight.  NULL is allowed.  Returns NULL. */
 struct io_device *io_device_close(struct io_device *dev);
 

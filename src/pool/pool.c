@@ -22,6 +22,18 @@
 
 /* ------------------------------------------------------------------ open */
 
+static int open_device(const char *what, const char *path, unsigned flags,
+		       struct io_device **ret_dev, struct tp_error *error)
+{
+	int r = io_device_open(path, flags, ret_dev);
+
+	if (r)
+		return tp_error(error, r, "%s \"%s\": %s%s", what, path, io_device_open_words(r),
+				r == -ENOENT ? ", name a directory that \"thinpoolctl format\" made"
+					     : "");
+	return 0;
+}
+
 static int open_devices(struct pool *pool, const struct pool_options *options,
 			struct tp_error *error)
 {
@@ -29,21 +41,16 @@ static int open_devices(struct pool *pool, const struct pool_options *options,
 	int r;
 
 	pool->owns_devices = true;
-	r = io_device_open(options->metadata_path, flags, &pool->metadata);
-	if (r)
-		return tp_error(error, r, "metadata \"%s\": %s", options->metadata_path,
-				r == -EBUSY ? "in use by another program" : strerror(-r));
-	r = io_device_open(options->data_path, flags, &pool->data);
-	if (r)
-		return tp_error(error, r, "data \"%s\": %s", options->data_path,
-				r == -EBUSY ? "in use by another program" : strerror(-r));
-	return 0;
+	r = open_device("metadata", options->metadata_path, flags, &pool->metadata, error);
+	if (!r)
+		r = open_device("data", options->data_path, flags, &pool->data, error);
+	return r;
 }
 
 static int set_geometry(struct pool *pool, const struct thin_metadata_info *info,
 			struct tp_error *error)
 {
-	uint64_t size = (uint64_t)info->data_block_sectors * SECTOR_SIZE, need, blocks;
+	uint64_t size = (uint64_t)info->data_block_sectors * SECTOR_SIZE, blocks;
 
 	pool->block_size = size;
 	pool->block_shift = size & (size - 1) ? -1 : __builtin_ctzll(size);
@@ -59,13 +66,6 @@ static int set_geometry(struct pool *pool, const struct thin_metadata_info *info
 	pool->zone_bytes = blocks * size;
 	pool->max_bytes = size > INT64_MAX / VOLUME_BLOCKS_MAX ? INT64_MAX / size * size
 							       : VOLUME_BLOCKS_MAX * size;
-	need = info->nr_data_blocks * size;
-	if (io_device_size(pool->data) < need)
-		return tp_error(error, -EINVAL,
-				"data \"%s\" has %llu bytes, but the metadata counts on %llu",
-				io_device_name(pool->data),
-				(unsigned long long)io_device_size(pool->data),
-				(unsigned long long)need);
 	return prison_create(blocks, &pool->prison);
 }
 

@@ -20,6 +20,7 @@
 #include <stdlib.h>
 
 #include "pool/pool-internal.h"
+#include "util/error.h"
 #include "util/log.h"
 
 /* ---- devices ---- */
@@ -189,16 +190,16 @@ static int open_catalog(struct pool *pool, struct tp_error *error)
 
 	if (r == -ENODATA)
 		return 0;
-	if (r == -EUCLEAN && pool->opened_read_only) {
-		log_err("the catalog is damaged, volumes are shown by number");
+	if (r && r != -ENOMEM && pool->opened_read_only) {
+		log_err("the catalog of \"%s\" cannot be read (%s), volumes are shown by number",
+			io_device_name(pool->metadata), tp_error_words(r));
 		return 0;
 	}
-	if (r == -EUCLEAN)
-		return tp_error(error, r,
-				"the catalog of the pool is damaged: open it read-only to save "
-				"what is in the volumes");
 	if (r)
-		return tp_error(error, r, "cannot read the catalog of the pool: error %d", -r);
+		return tp_error(error, r,
+				"the catalog of the pool in \"%s\" cannot be read (%s): open the "
+				"pool with --read-only to save what is in the volumes",
+				io_device_name(pool->metadata), tp_error_words(r));
 	atomic_store(&pool->has_catalog, true);
 	return 0;
 }
@@ -224,7 +225,10 @@ int volumes_load(struct pool *pool, struct tp_error *error)
 	if (!r)
 		r = complete(pool);
 	if (r)
-		return tp_error(error, r, "cannot read the list of volumes: error %d", -r);
+		return tp_error(error, r,
+				"the list of volumes in \"%s\" cannot be read (%s): see "
+				"\"thinpoolctl check\", repair a copy with thin_repair",
+				io_device_name(pool->metadata), tp_error_words(r));
 	if (!pool->catalog && pool->volumes->nr_volumes)
 		log_info("the pool keeps no names: its %u volumes are called by number",
 			 pool->volumes->nr_volumes);

@@ -306,9 +306,9 @@ static int load(struct thin_metadata *tmd, struct tp_error *error) TP_REQUIRES(l
 	r = objects_open(tmd);
 	if (r)
 		return tp_error(error, r,
-				"cannot read the space maps of \"%s\": %s: check it with "
-				"\"thinpoolctl check\"",
-				io_device_name(tmd->dev), strerror(-r));
+				"the space maps of \"%s\" cannot be read (%s): repair a copy "
+				"with thin_repair",
+				io_device_name(tmd->dev), tp_error_words(r));
 	return 0;
 }
 

@@ -6,8 +6,12 @@
  */
 #include "util/error.h"
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
+
+#include "util/utf8.h"
 
 int tp_error(struct tp_error *e, int r, const char *fmt, ...)
 {
@@ -17,6 +21,37 @@ int tp_error(struct tp_error *e, int r, const char *fmt, ...)
 		va_start(args, fmt);
 		vsnprintf(e->text, sizeof(e->text), fmt, args);
 		va_end(args);
+		one_line(e->text);
 	}
 	return r;
+}
+
+const char *tp_error_words(int r)
+{
+	switch (r) {
+	case -EILSEQ:
+		return "a block has a wrong checksum or magic number";
+	case -ENOTBLK:
+		return "a block says that it belongs elsewhere";
+	case -EUCLEAN:
+		return "a block breaks the rules of the format";
+	default:
+		return strerror(-r);
+	}
+}
+
+char *one_line(char *text)
+{
+	size_t left = strlen(text), n;
+
+	for (char *p = text; left; p += n, left -= n) {
+		int32_t c = utf8_decode(p, left, &n);
+
+		if (c >= 0x20 && (c < 0x7f || c > 0x9f))
+			continue;
+		if (c < 0)
+			n = 1;
+		memset(p, '?', n);
+	}
+	return text;
 }

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "util/clock.h"
+#include "util/error.h"
 
 #define LINE_BYTES 1024
 #define LIMIT_USEC (5 * USEC_PER_SEC) /* slow enough for a disk that fails every request */
@@ -51,11 +52,8 @@ static void log_write(enum log_level level, const char *module, const char *suff
 	if (n > (int)sizeof(line) - 2)
 		n = sizeof(line) - 2;
 
-	/* One line stays one line, whatever a client put into a name. */
-	for (int i = mark; i < n; i++)
-		if ((unsigned char)line[i] < ' ')
-			line[i] = '?';
 	line[n] = '\0';
+	one_line(line); /* whatever a client put into a name */
 	if (log_tap)
 		log_tap(level, line + mark, log_tap_ctx);
 	line[n++] = '\n';
