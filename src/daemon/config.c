@@ -10,6 +10,7 @@
  */
 #include "daemon/config.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <ini.h>
 #include <inttypes.h>
@@ -378,6 +379,25 @@ static int handle_line(void *ctx, const char *section, const char *name, const c
 	return 0;
 }
 
+/*
+ * What is wrong with the form of a line, or NULL.  libinih goes on after such a line, and takes an
+ * indented one as part of the value before, which nobody means.
+ */
+static const char *mistake_in_form(const char *line, size_t n)
+{
+	size_t indent = 0;
+
+	while (indent < n && isspace((unsigned char)line[indent]))
+		indent++;
+	if (indent == n || line[indent] == '#' || line[indent] == ';')
+		return NULL;
+	if (indent)
+		return "the line is indented, move it to the left margin";
+	if (*line == '[')
+		return memchr(line, ']', n) ? NULL : "the name of the section lacks its \"]\"";
+	return memchr(line, '=', n) || memchr(line, ':', n) ? NULL : "expected \"key = value\"";
+}
+
 /* A section that holds no key never reaches the handler, so look at the text for it too. */
 static int check_text(const char *path, const char *text, size_t len, struct tp_error *error)
 {
@@ -394,7 +414,10 @@ static int check_text(const char *path, const char *text, size_t len, struct tp_
 		if (memchr(p, '\0', n) || !utf8_is_valid(p, n))
 			return tp_error(error, -EINVAL, "%s:%u: the line is not UTF-8 text", path,
 					line);
-		if (*p == '[' && memchr(p, ']', n)) {
+		if (mistake_in_form(p, n))
+			return tp_error(error, -EINVAL, "%s:%u: %s", path, line,
+					mistake_in_form(p, n));
+		if (*p == '[') {
 			memcpy(section, p + 1, n - 1);
 			*strchr(section, ']') = '\0';
 			if (!section_exists(section))
@@ -454,9 +477,10 @@ int config_read(const char *path, struct config *cfg, struct tp_error *error)
 	if (r)
 		return r;
 	r = ini_parse_string(text, handle_line, &rd);
+	if (r > 0)
+		return tp_error(error, -EINVAL, "%s:%d: %s", path, r, rd.what.text);
 	if (r)
-		return tp_error(error, -EINVAL, "%s:%d: %s", path, r > 0 ? r : 0,
-				rd.what.text[0] ? rd.what.text : "expected \"key = value\"");
+		return tp_error(error, -ENOMEM, "%s: out of memory", path);
 	*cfg = rd.cfg;
 	return 0;
 }
