@@ -9,9 +9,9 @@
  *   reply   {"parameters": {"id": 7}}
  *   error   {"error": "org.thinpoold.Exists", "parameters": {"message": "..."}}
  *
- * Calls of one connection are answered in order.  A descriptor comes as SCM_RIGHTS with the first
- * byte of its reply.  The path of the socket is the value of the
- * extended attribute CONTROL_XATTR of the mount's root.
+ * Calls of one connection are answered in order; one longer than CONTROL_MESSAGE_MAX by Failed, and
+ * by the end of the connection.  A descriptor comes as SCM_RIGHTS with the first byte of its reply.
+ * The path of the socket is the value of the extended attribute CONTROL_XATTR of the mount's root.
  *
  *   method     parameters                              reply
  *   GetStatus  -                                       the keys of status --json

@@ -15,7 +15,7 @@
 
 #include "control/status-document.h"
 #include "thinpoold/control.h"
-#include "util/utf8.h"
+#include "util/error.h"
 
 #define VARLINK "org.varlink.service"
 
@@ -57,22 +57,9 @@ static const char interface_description[] =
 
 json_t *control_text(const char *text)
 {
-	size_t left = strlen(text), nr;
-	json_t *string;
-	char *copy, *p;
+	char *copy = strdup(text);
+	json_t *string = copy ? json_string(one_line(copy)) : NULL;
 
-	if (utf8_is_valid(text, left))
-		return json_string(text);
-	copy = strdup(text);
-	if (!copy)
-		return NULL;
-	for (p = copy; left; p += nr, left -= nr) {
-		if (utf8_decode(p, left, &nr) < 0) {
-			*p = '?';
-			nr = 1;
-		}
-	}
-	string = json_string(copy);
 	free(copy);
 	return string;
 }

@@ -30,8 +30,8 @@ void control_call_finish(struct control_call *call, int r);
 json_t *control_reply_error(const char *error, const char *message);
 
 /*
- * @text as a string, with a question mark for each byte that is no UTF-8: texts that are cut to
- * a length, or quote what somebody sent, must not cost the whole document.  NULL: no memory.
+ * @text as a string, made one_line() of UTF-8: texts that are cut to a length, or quote what
+ * somebody sent, must not cost the whole document.  NULL: no memory.
  */
 json_t *control_text(const char *text);
 

@@ -269,15 +269,28 @@ static enum handled handle_message(struct connection *c, const char *text)
 	return HANDLED_BUSY; /* it goes on in finished_ready() */
 }
 
+/* What follows is not known to be the beginning of a call, so this is the connection's end. */
+static void refuse_long_call(struct connection *c)
+{
+	char message[64];
+
+	log_warn_limited("a control message over %u bytes was refused", CONTROL_MESSAGE_MAX);
+	snprintf(message, sizeof(message), "a call has at most %u bytes", CONTROL_MESSAGE_MAX);
+	c->call.reply = control_reply_error(CONTROL_ERROR_FAILED, message);
+	if (!start_reply(c))
+		return;
+	/* All earlier replies have left, so there is room for it, or the peer does not read. */
+	(void)!send(c->watch.fd, c->out, c->out_len, MSG_NOSIGNAL);
+	connection_free(c);
+}
+
 /* More bytes of the socket, up to what one message may hold.  False: stop for now, or gone. */
 static bool read_more(struct connection *c)
 {
 	ssize_t n;
 
 	if (c->in_len == CONTROL_MESSAGE_MAX) {
-		log_warn_limited("a control message over %u bytes was refused",
-				 CONTROL_MESSAGE_MAX);
-		connection_free(c);
+		refuse_long_call(c);
 		return false;
 	}
 	n = read(c->watch.fd, c->in + c->in_len, CONTROL_MESSAGE_MAX - c->in_len);

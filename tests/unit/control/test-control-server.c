@@ -336,6 +336,7 @@ static void a_message_may_fill_the_buffer_and_no_more(void **state)
 	expect(fd, "\"volumes\"");
 	text[CONTROL_MESSAGE_MAX - 1] = ' ';
 	send_bytes(fd, text, CONTROL_MESSAGE_MAX + 4096);
+	expect(fd, "at most 65536 bytes");
 	expect_closed(fd);
 	assert_served(other);
 	close(other);
