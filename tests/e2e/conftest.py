@@ -8,6 +8,7 @@ loop devices are detached, processes are ended by their pid.
 Environment: TP_BUILD, the build directory (default: build/ beside src/); TP_SEED, the seed of
 random tests.
 """
+import hashlib
 import json
 import os
 import pathlib
@@ -41,6 +42,25 @@ def run(*args, check=True, timeout=300, **kw):
     if check and p.returncode:
         pytest.fail(f'{" ".join(args)}: exit {p.returncode}\n{p.stdout}')
     return p
+
+
+# Exit codes of thinpoolctl.
+OK, FAILED, USAGE, NOT_FOUND, EXISTS, BUSY, NO_SPACE, NO_DAEMON = 0, 1, 2, 3, 4, 5, 6, 69
+
+
+def refused(p, code, *words):
+    """It failed with this code and one line (a usage error may add a hint) that says these words."""
+    assert p.returncode == code, p.stdout
+    lines = p.stdout.strip().splitlines()
+    assert len(lines) == 1 or (code == USAGE and lines[1].startswith('Try `')), p.stdout
+    for w in words:
+        assert str(w) in p.stdout, p.stdout
+
+
+def snapshot_of(directory):
+    """Names and content of all files in a directory."""
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+            for p in sorted(pathlib.Path(directory).iterdir()) if p.is_file()}
 
 
 def wait_for(what, condition, seconds=ANSWER_SECONDS):

@@ -9,18 +9,8 @@ import subprocess
 
 import pytest
 
-from conftest import GIB, MIB, ROOT, THINPOOLCTL, THINPOOLD, run, wait_for
-
-OK, FAILED, USAGE, NOT_FOUND, EXISTS, BUSY, NO_SPACE, NO_DAEMON = 0, 1, 2, 3, 4, 5, 6, 69
-
-
-def refused(p, code, *words):
-    """It failed with this code and one line (a usage error may add a hint) that says these words."""
-    assert p.returncode == code, p.stdout
-    lines = p.stdout.strip().splitlines()
-    assert len(lines) == 1 or (code == USAGE and len(lines) == 2), p.stdout
-    for w in words:
-        assert w in p.stdout, p.stdout
+from conftest import (BUSY, EXISTS, FAILED, GIB, MIB, NO_DAEMON, NOT_FOUND, OK, ROOT, THINPOOLCTL,
+                      THINPOOLD, USAGE, refused, run, snapshot_of, wait_for)
 
 
 @pytest.mark.no_root
@@ -127,11 +117,6 @@ def test_verbs_and_their_exit_codes(bench):
     d.stop()
     assert not os.path.exists(socket)
     bench.check_clean(pooldir)
-
-
-def snapshot_of(directory):
-    """Names, sizes and content of everything in a directory."""
-    return {p.name: run('sha256sum', p).stdout.split()[0] for p in sorted(directory.iterdir())}
 
 
 @pytest.mark.quick

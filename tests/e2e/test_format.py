@@ -7,17 +7,8 @@ import subprocess
 
 import pytest
 
-from conftest import GIB, KIB, MIB, THINPOOLCTL, run
-
-OK, FAILED, USAGE, NOT_FOUND, EXISTS, BUSY, NO_SPACE = range(7)
-
-
-def refused(p, code, *words):
-    """It failed with this code and one line that says these words."""
-    assert p.returncode == code, p.stdout
-    assert len(p.stdout.strip().splitlines()) == 1, p.stdout
-    for w in words:
-        assert str(w) in p.stdout, p.stdout
+from conftest import (BUSY, EXISTS, FAILED, GIB, KIB, MIB, NO_SPACE, NOT_FOUND, OK, THINPOOLCTL,
+                      USAGE, refused, run)
 
 
 def tree(directory):
