@@ -121,14 +121,36 @@ static char *render_version(void *ctx)
 	return strdup("thinpoold " TP_VERSION "\n");
 }
 
+/*
+ * With a limit on locked memory (an ordinary user's) mlockall() may succeed, and everything that is
+ * mapped later fails: try what the workers will map.
+ */
+static bool locked_memory_has_room(const struct config *cfg)
+{
+	size_t bytes = ((size_t)cfg->workers + 1) << 30;
+	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (p == MAP_FAILED)
+		return false;
+	munmap(p, bytes);
+	return true;
+}
+
 /* The daemon serves the pages that reclaim wants to write back, so it must not wait for reclaim. */
 static void prepare_memory(const struct config *cfg)
 {
 	if (prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) && errno != EPERM)
 		log_debug("no PR_SET_IO_FLUSHER: %s", strerror(errno));
-	if (cfg->lock_memory && mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT))
-		log_info("memory is not locked (%s): the daemon may be swapped out",
-			 strerror(errno));
+	if (!cfg->lock_memory)
+		return;
+	if (!mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT)) {
+		if (locked_memory_has_room(cfg))
+			return;
+		munlockall();
+		errno = ENOMEM;
+	}
+	log_info("memory is not locked (%s): the daemon may be swapped out", strerror(errno));
 }
 
 static struct pool_options pool_options_of(const struct config *cfg)
