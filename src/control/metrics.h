@@ -5,6 +5,7 @@
  * Layer:    control.
  * Threads:  any.
  * Units:    those of Prometheus: bytes and seconds; names end in them.
+ * Errors:   NULL: no memory.
  */
 #ifndef TP_CONTROL_METRICS_H
 #define TP_CONTROL_METRICS_H

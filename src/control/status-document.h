@@ -5,6 +5,7 @@
  * Layer:    control.
  * Threads:  any.
  * Units:    bytes, in every key that counts space.
+ * Errors:   NULL: no memory.
  */
 #ifndef TP_CONTROL_STATUS_DOCUMENT_H
 #define TP_CONTROL_STATUS_DOCUMENT_H

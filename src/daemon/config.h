@@ -3,6 +3,8 @@
  * config.h - the INI configuration: thinpoold.conf, and pool.conf of one pool
  *
  * Layer:    daemon.
+ * Threads:  one; nothing is shared.
+ * Errors:   0 or a negative errno, with a line that names file, line, thing and remedy.
  * Units:    bytes and microseconds in memory; sizes and seconds in the files.
  *
  * Three sources, the later one wins: built-in defaults, the configuration file, and

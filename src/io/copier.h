@@ -5,6 +5,8 @@
  * Layer:    io.
  * Threads:  a copier belongs to the thread whose queue it was made with.
  * Units:    bytes; offsets and lengths are multiples of io_device_alignment().
+ * Errors:   told to the job's @done: 0 or the first negative errno; what was copied till then
+ *           stays.
  * Memory:   all buffers are allocated at creation; jobs beyond them wait inside.
  */
 #ifndef TP_IO_COPIER_H

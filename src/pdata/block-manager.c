@@ -17,9 +17,10 @@
  *   1  a buffer whose aux is not 0 was found valid as that type, or was made here;
  *   2  a dirty buffer has a type, so that its checksum can be made when it is written;
  *   3  a block is locked by any number of readers or by one writer.  Exclusion comes
- *      from meta_root; debug builds count, and stop the program when readers meet a writer. Damaged
- *      metadata can name a block twice, though, so that its only writer comes upon it again:
- *      while a block is locked for writing, its aux word says so, and that is an error;
+ *      from meta_root; debug builds count, and stop the program when readers meet a
+ *      writer.  Damaged metadata can name a block twice, though, so that its only writer
+ *      comes upon it again: while a block is locked for writing, its aux word says so,
+ *      and that is an error;
  *   4  types[0..n) are used without gaps, are never changed and never removed.
  *
  * Locks: none of its own.  Class "block" stands for locked blocks in the checker.

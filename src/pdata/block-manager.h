@@ -6,13 +6,16 @@
  * Threads:  readers share; one mutator at a time (who holds meta_root
  *           exclusively), see thin/thin-metadata.h.
  * Locks:    a locked block holds its buffer.  Exclusion between threads comes from
- *           meta_root; the lock state of a block is a checked promise: a
- *           conflicting lock is a programming error and stops the program.
+ *           meta_root; debug builds stop the program when readers meet a writer.
+ *           A writer that comes upon its own locked block again has been led there
+ *           by damage (a block named twice): -EUCLEAN.
+ * Units:    a block is METADATA_BLOCK_SIZE bytes; block numbers are mblock_t.
  * Errors:   0 or a negative errno.  Damage is logged here, with block number.
  *             -EILSEQ       checksum or magic is wrong
  *             -ENOTBLK      the block says it lives elsewhere
  *             -EUCLEAN      the content breaks a rule of the format, the block was
- *                           used as another type before, or it lies past the end
+ *                           used as another type before or is locked for writing
+ *                           already, or it lies past the end
  *             -EWOULDBLOCK  would need I/O (try forms only)
  *             -EPERM        the block manager is read-only
  *             -EIO, -ENOMEM

@@ -7,6 +7,7 @@
  *
  * Layer:    pdata.
  * Threads:  changes by the one mutator (meta_root exclusive), lookups under meta_root shared.
+ * Units:    keys are plain numbers; sizes of values are bytes; counts are entries.
  * Values:   little-endian, info->value_type.size bytes, passed by pointer.
  * Errors:   -ENODATA    no such key (lookup, remove); nothing was changed
  *           -EUCLEAN    the tree breaks the format's rules (type, order, depth, a cycle, wrong

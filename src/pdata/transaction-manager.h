@@ -8,6 +8,7 @@
  * Layer:    pdata.
  * Threads:  changes by the one mutator (meta_root held exclusively); reads by anyone who
  *           holds meta_root shared.
+ * Units:    metadata blocks (mblock_t).
  * Errors:   those of block-manager.h and space-map.h.  After an error of a change the only
  *           legal calls are tm_destroy() and reading: the transaction must be aborted.
  */

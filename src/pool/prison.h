@@ -10,6 +10,8 @@
  * Layer:    pool.
  * Threads:  any.  Nobody sleeps: a cell that cannot be had is queued, and whoever releases
  *           the obstacle is given it to see to.
+ * Units:    data blocks of a volume (vblock_t).
+ * Errors:   -ENOMEM when it is made; nothing else can fail.
  * Memory:   cells are embedded in the structures of their users.
  */
 #ifndef TP_POOL_PRISON_H

@@ -5,6 +5,11 @@
  * volume.c keeps the table, volume-load.c fills it at open, volume-commit.c follows the
  * transactions, volume-remove.c takes unlinked volumes away, command.c makes changes.
  *
+ * Layer:    pool; the volume half, private to it.
+ * Threads:  the worker changes, others read.
+ * Units:    bytes for sizes, data blocks where a name says so.
+ * Errors:   0 or a negative errno.
+ *
  * Locks: the worker is the only one who changes anything here, and it does so with
  *        LC_catalog held exclusively; so the worker reads without it, others with it held
  *        shared.  Atomic fields say for themselves who changes them.

@@ -4,6 +4,7 @@
  *
  * Layer:    thin; private to it.
  * Threads:  the mutator, or a tool's one thread.
+ * Units:    blocks of the metadata device; the data block size is in sectors of 512 bytes.
  * Errors:   0 or a negative errno, with a line for a person in @error.
  */
 #ifndef TP_THIN_SUPERBLOCK_H

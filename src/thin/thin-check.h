@@ -7,6 +7,8 @@
  *
  * Layer:    thin.
  * Threads:  one.
+ * Units:    blocks of the kind that a name says; sizes of devices are bytes.
+ * Errors:   a negative errno only when the check could not be done; damage is a finding.
  * Memory:   6 bytes a metadata block in use and 32 more where two nodes may refer to it, 1 byte
  *           a data block in use; whatever sizes the disk claims.  Time linear in the metadata.
  */
