@@ -53,6 +53,7 @@ struct daemon {
 	struct tp_lock lock;                            /* LC_control, a mutex */
 	struct config config TP_GUARDED_BY(lc_control); /* the effective one */
 	const char *pooldir, *mountpoint;               /* borrowed from the options */
+	int unlocked; /* why memory is not locked; told once the daemon serves */
 	bool stopping;
 	const char *why;
 };
@@ -137,20 +138,24 @@ static bool locked_memory_has_room(const struct config *cfg)
 	return true;
 }
 
-/* The daemon serves the pages that reclaim wants to write back, so it must not wait for reclaim. */
-static void prepare_memory(const struct config *cfg)
+/*
+ * The daemon serves the pages that reclaim wants to write back, so it must not wait for reclaim.
+ * 0, or why memory could not be locked.
+ */
+static int prepare_memory(const struct config *cfg)
 {
+	int r;
+
 	if (prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) && errno != EPERM)
 		log_debug("no PR_SET_IO_FLUSHER: %s", strerror(errno));
 	if (!cfg->lock_memory)
-		return;
-	if (!mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT)) {
-		if (locked_memory_has_room(cfg))
-			return;
+		return 0;
+	r = mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) ? -errno : 0;
+	if (!r && !locked_memory_has_room(cfg)) {
 		munlockall();
-		errno = ENOMEM;
+		r = -ENOMEM;
 	}
-	log_info("memory is not locked (%s): the daemon may be swapped out", strerror(errno));
+	return r;
 }
 
 static struct pool_options pool_options_of(const struct config *cfg)
@@ -320,7 +325,7 @@ static int start_parts(struct daemon *d, const struct daemon_options *o, struct 
 {
 	int r;
 
-	prepare_memory(&o->config);
+	d->unlocked = prepare_memory(&o->config);
 	r = io_queue_create(QUEUE_DEPTH, &d->q);
 	if (r)
 		return tp_error(error, r, "no event queue: %s", strerror(-r));
@@ -365,6 +370,9 @@ int daemon_start(const struct daemon_options *options, struct daemon **ret_d,
 void daemon_run(struct daemon *d)
 {
 	log_info("serving %s at %s, pid %d", d->pooldir, d->mountpoint, (int)getpid());
+	if (d->unlocked)
+		log_info("memory is not locked (%s): the daemon may be swapped out",
+			 strerror(-d->unlocked));
 	notify_send("READY=1\nSTATUS=serving %s at %s", d->pooldir, d->mountpoint);
 	while (!d->stopping)
 		io_queue_run(d->q, UINT64_MAX);

@@ -11,7 +11,7 @@ def job(name, filename, seed, **options):
 
 
 COMMON = dict(ioengine='libaio', direct=1, rw='randrw', rwmixread=40, iodepth=16, verify='crc32c',
-              verify_fatal=1, do_verify=1, verify_backlog=512)
+              verify_fatal=1, do_verify=1, verify_backlog=512, serialize_overlap=1)
 
 
 def write_jobs(path, sections, **extra):
