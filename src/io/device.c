@@ -7,7 +7,8 @@
  * Exclusion: a regular file is held by flock (exclusive, or shared for readers).
  * A block device is held by O_EXCL, which mounts, md, dm and other daemons respect;
  * it has no shared form, so a reader only makes sure that nobody holds the device
- * when it opens.
+ * when it opens.  What is held is tried again for HELD_WAIT_MSEC: the kernel lets go of
+ * the files of an io_uring only some time after the process that used it has died.
  *
  * Direct or page-cached: O_DIRECT where a read of one aligned sector works, tried
  * once at open.  File systems in memory are page-cached by nature.
@@ -31,11 +32,14 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "util/cleanup.h"
 
 enum { MIN_DIRECT_ALIGNMENT = 512, MAX_DIRECT_ALIGNMENT = 4096 };
+
+enum { HELD_WAIT_MSEC = 2000, HELD_RETRY_MSEC = 20 };
 
 /* What one system call moves at most, in whole pages; the kernel's own limit. */
 #define MAX_TRANSFER_BYTES UINT32_C(0x7ffff000)
@@ -162,7 +166,8 @@ static int open_fd(const char *path, int oflags, int *ret_fd)
 	return 0;
 }
 
-static int open_regular(const char *path, unsigned flags, int *ret_fd)
+/* Once. */
+static int try_open_regular(const char *path, unsigned flags, int *ret_fd)
 {
 	bool reader = flags & IO_OPEN_READ_ONLY;
 	int fd = -1, r;
@@ -180,7 +185,8 @@ static int open_regular(const char *path, unsigned flags, int *ret_fd)
 	return 0;
 }
 
-static int open_block(const char *path, unsigned flags, int *ret_fd)
+/* Once. */
+static int try_open_block(const char *path, unsigned flags, int *ret_fd)
 {
 	int fd = -1, r;
 
@@ -191,6 +197,21 @@ static int open_block(const char *path, unsigned flags, int *ret_fd)
 		return r;
 	close(fd);
 	return open_fd(path, O_RDONLY, ret_fd);
+}
+
+/* Nothing tells when a holder lets go: ask again every HELD_RETRY_MSEC. */
+static int open_held(bool is_block, const char *path, unsigned flags, int *ret_fd)
+{
+	const struct timespec pause = { .tv_nsec = HELD_RETRY_MSEC * 1000000L };
+
+	for (unsigned waited = 0;; waited += HELD_RETRY_MSEC) {
+		int r = is_block ? try_open_block(path, flags, ret_fd)
+				 : try_open_regular(path, flags, ret_fd);
+
+		if (r != -EBUSY || waited >= HELD_WAIT_MSEC)
+			return r;
+		(void)nanosleep(&pause, NULL); /* shorter is as good */
+	}
 }
 
 /*
@@ -331,8 +352,7 @@ int io_device_open(const char *path, unsigned flags, struct io_device **ret_dev)
 	if (!dev->name)
 		return -ENOMEM;
 
-	r = dev->is_block_device ? open_block(path, flags, &f->fd)
-				 : open_regular(path, flags, &f->fd);
+	r = open_held(dev->is_block_device, path, flags, &f->fd);
 	if (r)
 		return r;
 	if (fstat(f->fd, &st))

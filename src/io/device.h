@@ -56,7 +56,8 @@ enum io_open_flags {
  * exclusively until closed; readers share.  O_DIRECT is used where it works,
  * otherwise page-cached I/O.
  *
- *   -EBUSY    somebody else has it open (another daemon, a mount, the kernel)
+ *   -EBUSY    somebody else has it open (another daemon, a mount, the kernel), and that for
+ *             two seconds now
  *   -ENOTBLK  neither a regular file nor a block device
  */
 int io_device_open(const char *path, unsigned flags, struct io_device **ret_dev) TP_MUST_CHECK;

@@ -9,6 +9,7 @@
 
 #include <fcntl.h>
 #include <linux/loop.h>
+#include <pthread.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 
@@ -58,6 +59,32 @@ static void a_writer_excludes_all_and_readers_share(void **state)
 	io_device_close(b);
 	assert_int_equal(io_device_open(f->path, 0, &dev), 0);
 	io_device_close(dev);
+}
+
+static void *open_for_writing(void *arg)
+{
+	struct fixture *f = arg;
+	struct io_device *dev;
+
+	if (io_device_open(f->path, 0, &dev))
+		return NULL;
+	io_device_close(dev);
+	return f;
+}
+
+/* As after a daemon was killed: the kernel closes the files of its io_uring a little later. */
+static void a_holder_that_is_about_to_let_go_is_waited_for(void **state)
+{
+	struct fixture *f = *state;
+	struct io_device *dev = fixture_file(f, 64 * KIB, 0);
+	pthread_t opener;
+	void *opened = NULL;
+
+	assert_int_equal(pthread_create(&opener, NULL, open_for_writing, f), 0);
+	usleep(100 * 1000); /* whenever it comes, the open succeeds */
+	io_device_close(dev);
+	assert_int_equal(pthread_join(opener, &opened), 0);
+	assert_ptr_equal(opened, f);
 }
 
 static void a_read_only_device_cannot_be_changed(void **state)
@@ -424,6 +451,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(what_cannot_be_a_device_is_refused,
 						fixture_setup_any, fixture_teardown),
 		cmocka_unit_test_setup_teardown(a_created_file_is_private_and_empty,
+						fixture_setup_any, fixture_teardown),
+		cmocka_unit_test_setup_teardown(a_holder_that_is_about_to_let_go_is_waited_for,
 						fixture_setup_any, fixture_teardown),
 		cmocka_unit_test_setup_teardown(a_writer_excludes_all_and_readers_share,
 						fixture_setup_any, fixture_teardown),
