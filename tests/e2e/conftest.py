@@ -187,6 +187,7 @@ class Bench:
     def __init__(self, tmp):
         self.tmp = pathlib.Path(tmp)
         self.daemons, self.loops, self.mounts, self.procs = [], [], [], []
+        self.failing = []
 
     def ctl(self, *args, check=True, **kw):
         return run(THINPOOLCTL, *args, check=check, **kw)
@@ -201,6 +202,16 @@ class Bench:
         d = Daemon(pooldir, str(pooldir) + '.mnt', args)
         self.daemons.append(d)
         return d
+
+    def failing_metadata(self, pooldir, **kw):
+        """The metadata of a stopped pool moves to a device that can be told to fail."""
+        from failing_device import FailingDevice
+        backing = pathlib.Path(str(pooldir) + '.metadata')
+        (pooldir / 'metadata').rename(backing)
+        device = FailingDevice(backing, **kw)
+        self.failing.append(device)
+        device.attach(pooldir)
+        return device
 
     def loop(self, path, **kw):
         lo = Loop(path, **kw)
@@ -233,6 +244,8 @@ class Bench:
     def abort_mounts(self):
         for d in self.daemons:
             d.abort()
+        for device in self.failing:
+            device.abort()
 
     def clean_up(self):
         errors = []
@@ -256,6 +269,8 @@ class Bench:
                 attempt(d.stop, 'SIGTERM')
             if d.proc.poll() is None or os.path.ismount(d.mnt):
                 attempt(d.abort)
+        for device in self.failing:
+            attempt(device.close)
         for d in self.daemons:
             text = d.log_text()
             for mark in ('AddressSanitizer', 'LeakSanitizer', 'ThreadSanitizer', 'runtime error:', 'lock order:',
