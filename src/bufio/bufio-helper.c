@@ -148,6 +148,7 @@ void helper_stop(struct bufio_client *c)
 	c->helper_stop = true;
 	pthread_cond_signal(&c->work);
 	unlock_bufio_lru(&c->lock);
+	tp_lock_may_wait(LC_shrinkers); /* what it calls takes what it likes */
 	pthread_join(c->helper, NULL);
 	c->helper_runs = false;
 }

@@ -495,6 +495,7 @@ struct control_server *control_server_destroy(struct control_server *s)
 		connection_free(c);
 	}
 	/* Only busy ones are left; their end comes through the queue. */
+	tp_lock_may_wait(LC_completion);
 	while (s->nr_connections)
 		io_queue_run(s->q, UINT64_MAX);
 	lock_control(&s->lock); /* a worker may be about to let go of it */

@@ -72,7 +72,7 @@ static void send_notice(struct fuse_server *server, const struct fuse_notice *n)
 
 void fuse_server_drop_pages(struct fuse_server *server)
 {
-	tp_lock_may_wait(LC_throttle);
+	tp_lock_may_wait(LC_completion);
 	forget_all_contents(server);
 }
 
@@ -165,7 +165,7 @@ void fuse_notifier_stop(struct fuse_server *server)
 	if (!server->notifier_started)
 		return;
 	/* A notice under way ends when the requests it waits for do, or with the connection. */
-	tp_lock_may_wait(LC_control);
+	tp_lock_may_wait(LC_shrinkers);
 	pthread_join(server->notifier, NULL);
 	server->notifier_started = false;
 }

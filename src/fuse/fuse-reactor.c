@@ -368,6 +368,7 @@ static void *worker_main(void *arg)
 				      .events = POLLIN,
 				      .ready = connection_ready };
 
+	tp_lock_hold_begin(w, LC_completion); /* every request is waited for until it is answered */
 	while (going_on(w->server)) {
 		update_watch(w);
 		if (!io_queue_run(w->queue, IDLE_TRIM_USEC) && !w->nr_busy)
@@ -375,6 +376,7 @@ static void *worker_main(void *arg)
 	}
 
 	finish(w);
+	tp_lock_hold_end(w, LC_completion);
 	this_worker = NULL;
 	set_queue(w, NULL);
 	return NULL;
@@ -463,7 +465,7 @@ void fuse_server_ended(struct fuse_server *server)
 void fuse_workers_join(struct fuse_server *server)
 {
 	/* They may wait for requests that the pool's worker ends. */
-	tp_lock_may_wait(LC_control);
+	tp_lock_may_wait(LC_shrinkers);
 	for (unsigned i = 0; i < server->nr_workers; i++)
 		if (server->workers[i].started)
 			pthread_join(server->workers[i].thread, NULL);

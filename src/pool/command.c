@@ -790,7 +790,7 @@ int pool_command_run(struct pool *pool, struct pool_command *cmd)
 	tp_cond_init(&w.cond);
 	cmd->done = wake_waiter;
 	cmd->waiter = &w;
-	tp_lock_may_wait(LC_throttle);
+	tp_lock_may_wait(LC_completion);
 	pool_command_submit(pool, cmd);
 	lock_pool(&pool->lock);
 	while (!w.done)

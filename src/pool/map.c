@@ -846,7 +846,7 @@ int pool_io_run(struct pool *pool, struct io_queue *q, struct pool_io *io)
 {
 	struct waiting_io w = { .q = q };
 
-	tp_lock_may_wait(LC_throttle);
+	tp_lock_may_wait(LC_completion);
 	io->done = waiting_done;
 	request_of(io)->waiting = &w;
 	submit(pool, q, io, true, false);

@@ -152,7 +152,7 @@ int pool_commit_now(struct pool *pool) TP_EXCLUDES_ALL TP_MUST_CHECK;
  * NEEDS_CHECK, go read-only (or fail), volumes_after_abort(), error whatever waits for a
  * commit.  Returns what to tell the client: -EIO.
  */
-int pool_metadata_failed(struct pool *pool, const char *what, int r) TP_EXCLUDES_ALL;
+int pool_metadata_failed(struct pool *pool, const char *what, int r) TP_TAKES(catalog);
 
 /*
  * 0, or why metadata may not be changed now: -EROFS, -EIO (failed while in service).
@@ -222,7 +222,7 @@ void pool_deliver_commands(struct pool *pool) TP_EXCLUDES_ALL;
 int volumes_before_commit(struct pool *pool) TP_EXCLUDES_ALL TP_MUST_CHECK;
 void volumes_after_commit(struct pool *pool) TP_EXCLUDES_ALL;
 /* The transaction was thrown away: volumes created in it are gone, sizes are the committed ones. */
-void volumes_after_abort(struct pool *pool) TP_EXCLUDES_ALL;
+void volumes_after_abort(struct pool *pool) TP_TAKES(catalog);
 
 /* Worker only.  Have the answer of a command ready that pool_run_commands() has left open. */
 void pool_answer_command(struct pool *pool, struct pool_command *cmd, int r);

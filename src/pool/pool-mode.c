@@ -254,6 +254,7 @@ int pool_metadata_failed(struct pool *pool, const char *what, int r)
 	enum pool_mode mode = POOL_MODE_READ_ONLY;
 	int r2;
 
+	tp_lock_assert_answers();
 	if (pool->mode >= POOL_MODE_READ_ONLY)
 		return -EIO; /* what follows from the first failure */
 	stats_add(pool->stats, w, STAT_ABORTS, 1);

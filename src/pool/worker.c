@@ -16,6 +16,9 @@
  *   W4  A callback on this thread's queue only notes what has happened (worker_push()): the
  *       buffer cache runs the queue of the thread while it waits for a read, with metadata
  *       locks held.
+ *   W5  From its first pass to its last it holds LC_completion: whoever has given it a request
+ *       waits for it, also while the request is not taken yet.  So it never waits for anything
+ *       that such a waiter may hold, above all not for the registry of shrinkers.
  *
  * Locks: LC_throttle exclusively in the rest of a pass that has taken longer than a second.
  */
@@ -87,7 +90,6 @@ void worker_defer(struct pool *pool, struct work *work, bool may_sleep)
 		atomic_fetch_add_explicit(&w->nr_deferred, 1, memory_order_relaxed);
 		stack_push(&w->deferred, work);
 	} else if (may_sleep) {
-		tp_lock_may_wait(LC_throttle);
 		lock_throttle_shared(&pool->throttle);
 		worker_push(pool, work);
 		unlock_throttle_shared(&pool->throttle);
@@ -475,6 +477,7 @@ static void *worker_main(void *arg)
 	w->last_commit_usec = time_monotonic_usec();
 	sem_post(&w->ready);
 
+	tp_lock_hold_begin(w, LC_completion); /* W5 */
 	while (!atomic_load(&w->stop)) {
 		worker_pass(pool);
 		worker_sleep(w, next_timeout(pool));
@@ -483,6 +486,7 @@ static void *worker_main(void *arg)
 		worker_pass(pool);
 		drain(pool);
 	}
+	tp_lock_hold_end(w, LC_completion);
 	jobs_destroy(pool);
 	return NULL;
 }
@@ -522,6 +526,7 @@ int worker_start(struct pool *pool)
 
 	if (r)
 		return r;
+	tp_lock_may_wait(LC_completion);
 	while (sem_wait(&w->ready))
 		; /* a signal */
 	return w->result;
@@ -533,7 +538,7 @@ int worker_stop(struct pool *pool)
 
 	if (!w || !w->running)
 		return 0;
-	tp_lock_may_wait(LC_throttle);
+	tp_lock_may_wait(LC_completion);
 	atomic_store(&w->stop, true);
 	pool_wake_worker(pool);
 	pthread_join(w->thread, NULL);

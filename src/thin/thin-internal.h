@@ -2,7 +2,8 @@
 /*
  * thin-internal.h - the objects behind thin-metadata.h
  *
- *   thin-metadata.c   format, open, close, abort
+ *   thin-metadata.c   format, open, close, reopening for an abort
+ *   thin-abort.c      abort
  *   thin-commit.c     commit, NEEDS_CHECK
  *   thin-device.c     device records and the details tree; create, snapshot, delete
  *   thin-mapping.c    lookups and walks
@@ -130,6 +131,15 @@ mblock_t metadata_reserve(const struct thin_metadata *tmd) TP_REQUIRES_SHARED(lc
 
 /* Take over the scalars of @committed. */
 void metadata_load_scalars(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root);
+
+/* What one transaction needs; also takes half-built and no objects. */
+void metadata_objects_destroy(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root);
+
+/*
+ * Read the committed state again, with an empty cache and no objects.  On failure there are
+ * none either, and the metadata has failed (fail_io).
+ */
+int metadata_reopen(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root) TP_MUST_CHECK;
 
 /* ---- thin-commit.c ---- */
 

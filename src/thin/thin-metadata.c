@@ -1,16 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * thin-metadata.c - format, open, close and abort
+ * thin-metadata.c - format, open, close; reopening for an abort
  *
  * Owns the life of a struct thin_metadata: which objects exist when.
  *
  *   whole life        block manager with its buffer cache; the lock; open devices
  *   a transaction     metadata space map, data space map, transaction manager: rebuilt by
- *                     every abort from the committed superblock
- *
- * An abort empties the cache in place (bm_reset()) instead of making a new one.  Making or
- * destroying a cache registers a shrinker, which takes the outermost lock, and whoever holds
- * that lock may be waiting for this very thread to finish a request.
+ *                     every abort (thin-abort.c) from the committed superblock
  *
  * Invariants
  *   1  bm is never NULL and never replaced;
@@ -42,7 +38,7 @@
 
 /* ---- the objects of a transaction ---- */
 
-static void objects_destroy(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root)
+void metadata_objects_destroy(struct thin_metadata *tmd)
 {
 	tmd->data_sm = sm_destroy(tmd->data_sm);
 	tmd->tm = tm_destroy(tmd->tm);
@@ -81,7 +77,7 @@ static int objects_begin(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root)
 	return r;
 }
 
-/* From the superblock in @committed.  Half-built objects are left to objects_destroy(). */
+/* From the superblock in @committed.  Half-built objects are left to metadata_objects_destroy(). */
 static int objects_open(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root)
 {
 	int r;
@@ -144,7 +140,7 @@ static void metadata_free(struct thin_metadata *tmd) TP_EXCLUDES_ALL
 	if (!tmd)
 		return;
 	lock_meta_root(&tmd->lock);
-	objects_destroy(tmd);
+	metadata_objects_destroy(tmd);
 	devices_free(tmd);
 	unlock_meta_root(&tmd->lock);
 	tmd->bm = bm_destroy(tmd->bm);
@@ -358,9 +354,9 @@ int thin_metadata_close(struct thin_metadata *tmd)
 	return 0;
 }
 
-/* ---- abort ---- */
+/* ---- after an abort ---- */
 
-static int reopen(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root)
+int metadata_reopen(struct thin_metadata *tmd)
 {
 	struct tp_error error = { 0 };
 	int r;
@@ -372,23 +368,7 @@ static int reopen(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root)
 		return 0;
 	log_err("%s: the committed state cannot be read again (%s), the pool has failed",
 		io_device_name(tmd->dev), error.text[0] ? error.text : strerror(-r));
-	objects_destroy(tmd);
+	metadata_objects_destroy(tmd);
 	tmd->fail_io = true;
-	return r;
-}
-
-int thin_metadata_abort(struct thin_metadata *tmd)
-{
-	int r = -EINVAL;
-
-	lock_meta_root(&tmd->lock);
-	if (!tmd->fail_io) {
-		devices_mark_aborted(tmd);
-		/* All of these cache what the reset is about to forget. */
-		objects_destroy(tmd);
-		bm_reset(tmd->bm);
-		r = reopen(tmd);
-	}
-	unlock_meta_root(&tmd->lock);
 	return r;
 }

@@ -95,10 +95,12 @@ bool thin_metadata_changed(struct thin_metadata *tmd) TP_EXCLUDES(lc_meta_root);
  * reset in place, and everything (roots, clock, transaction id, counters of open devices) is
  * read again from the committed superblock.  Open devices stay open; one that had uncommitted
  * changes answers thin_device_aborted_changes() with true; one that does not exist in the
- * committed state answers every call with -ENODATA.  Never takes the shrinkers lock.
+ * committed state answers every call with -ENODATA.  Never takes the shrinkers lock, for it is
+ * called by who answers requests (LC_completion), perhaps with the throttle held.
  * On failure the metadata has failed (fail_io): every later call but close says -EINVAL.
  */
-int thin_metadata_abort(struct thin_metadata *tmd) TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+int thin_metadata_abort(struct thin_metadata *tmd) TP_REQUIRES(lc_completion)
+	TP_TAKES(meta_root) TP_MUST_CHECK;
 
 /* Set NEEDS_CHECK in the committed superblock and make that durable at once. */
 int thin_metadata_set_needs_check(struct thin_metadata *tmd)

@@ -8,7 +8,7 @@
  *
  *   compile time   clang -Wthread-safety -Wthread-safety-beta, through the
  *                  tokens lc_<class>;
- *   run time       lock-class.c, built with -DTP_DEBUG_LOCKS, for what clang
+ *   run time       lock-check.c, built with -DTP_DEBUG_LOCKS, for what clang
  *                  cannot see: function pointers, unannotated callees, waits.
  *
  * Tokens stand for classes, not instances, so they work with opaque types.
@@ -35,6 +35,7 @@
 #define TP_TRY_ACQUIRE_SHARED(...) TP_TSA(try_acquire_shared_capability(true, __VA_ARGS__))
 #define TP_RELEASE(...) TP_TSA(release_capability(__VA_ARGS__))
 #define TP_RELEASE_SHARED(...) TP_TSA(release_shared_capability(__VA_ARGS__))
+#define TP_ASSERTS(...) TP_TSA(assert_capability(__VA_ARGS__))
 #define TP_REQUIRES(...) TP_TSA(requires_capability(__VA_ARGS__))
 #define TP_REQUIRES_SHARED(...) TP_TSA(requires_shared_capability(__VA_ARGS__))
 #define TP_EXCLUDES(...) TP_TSA(locks_excluded(__VA_ARGS__))
@@ -43,9 +44,10 @@
 
 /*    class       comes after  what it protects */
 #define LOCK_CLASSES(X) \
-	X(control, outermost, "connections of the control socket") \
-	X(shrinkers, control, "the list of registered shrinkers") \
-	X(throttle, shrinkers, "new deferrals, while the worker catches up") \
+	X(shrinkers, outermost, "the list of registered shrinkers") \
+	X(completion, shrinkers, \
+	  "no lock: requests that others wait for, until they are answered") \
+	X(throttle, completion, "new deferrals, while the worker catches up") \
 	X(catalog, throttle, "the table of volumes, their names and sizes") \
 	X(pool, catalog, "deferred requests and the pool mode") \
 	X(prison, pool, "cells of one shard of a prison") \
@@ -56,7 +58,8 @@
 	X(bufio_lru, bufio, "sizes, write-back and waiting of one cache") \
 	X(io, bufio_lru, "a queue's or a device's own lists") \
 	X(fuse, io, "handles, notices and idle buffers of the mount; a leaf") \
-	X(log, fuse, "logging")
+	X(control, fuse, "finished control calls; the configuration in force; a leaf") \
+	X(log, control, "logging")
 
 struct TP_TSA(capability("lock class")) lock_class_token {
 	char unused;
@@ -72,10 +75,31 @@ LOCK_CLASSES(LC_TOKEN)
 enum lock_class { LOCK_CLASSES(LC_ENUM) LC_COUNT };
 #undef LC_ENUM
 
-/* Every class the pool's own threads hold: for calls that may take the outermost lock. */
-#define TP_EXCLUDES_ALL \
-	TP_EXCLUDES(lc_control, lc_shrinkers, lc_throttle, lc_catalog, lc_pool, lc_prison, \
-		    lc_meta_root, lc_block, lc_tm, lc_bufio, lc_bufio_lru, lc_io, lc_fuse)
+/*
+ * What a public function says of itself: it may take locks of @class or a later one, or wait
+ * for somebody who does, so its caller holds none of them.  TP_EXCLUDES alone would not do:
+ * it says nothing of the classes in between, and taking one of those is a wrong order too.
+ * tests/lint/locks.py compares these lists with the table, and the functions with the lists.
+ */
+#define TP_TAKES(class) TP_EXCLUDES(TP_FROM_##class)
+#define TP_FROM_log lc_log
+#define TP_FROM_control lc_control, TP_FROM_log
+#define TP_FROM_fuse lc_fuse, TP_FROM_control
+#define TP_FROM_io lc_io, TP_FROM_fuse
+#define TP_FROM_bufio_lru lc_bufio_lru, TP_FROM_io
+#define TP_FROM_bufio lc_bufio, TP_FROM_bufio_lru
+#define TP_FROM_tm lc_tm, TP_FROM_bufio
+#define TP_FROM_block lc_block, TP_FROM_tm
+#define TP_FROM_meta_root lc_meta_root, TP_FROM_block
+#define TP_FROM_prison lc_prison, TP_FROM_meta_root
+#define TP_FROM_pool lc_pool, TP_FROM_prison
+#define TP_FROM_catalog lc_catalog, TP_FROM_pool
+#define TP_FROM_throttle lc_throttle, TP_FROM_catalog
+#define TP_FROM_completion lc_completion, TP_FROM_throttle
+#define TP_FROM_shrinkers lc_shrinkers, TP_FROM_completion
+
+/* It may take the outermost lock.  Never below another lock, nor by who answers requests. */
+#define TP_EXCLUDES_ALL TP_TAKES(shrinkers)
 
 /*
  * A lock is a writer-preferring rwlock (as the kernel's rwsem: readers queue
@@ -123,8 +147,9 @@ bool tp_lock_wait_until(struct tp_lock *l, pthread_cond_t *cond, uint64_t deadli
 void tp_lock_may_wait(enum lock_class class);
 
 /*
- * Like a lock of @class for the checker only, for what is held without a lock:
- * a request between being taken and being answered.
+ * Like a lock of @class for the checkers only, for what is held without a lock: a locked
+ * block, or "completion" by a thread that answers requests (it holds that for life: also
+ * a request that comes while it sleeps is one that somebody waits for).
  */
 void tp_lock_hold_begin(const void *what, enum lock_class class);
 void tp_lock_hold_end(const void *what, enum lock_class class);
@@ -132,38 +157,49 @@ void tp_lock_hold_end(const void *what, enum lock_class class);
 /* Debug builds: the caller holds a lock of @class (in either mode); otherwise no code. */
 void tp_lock_assert_held(enum lock_class class);
 
-/* lock_<class>(), trylock_<class>(), their _shared forms, and unlocks */
+/* The caller is a thread that answers requests: checked in debug builds, and told to clang. */
+TP_ASSERTS(lc_completion) TP_NO_TSA static inline void tp_lock_assert_answers(void)
+{
+	tp_lock_assert_held(LC_completion);
+}
+
+/*
+ * lock_<class>(), trylock_<class>(), their _shared forms, and unlocks.  Always inline: the
+ * address that the checker notes is the caller's.
+ */
+#define TP_INLINE inline __attribute__((always_inline))
 #define LC_OPS(name, after, what) \
-	TP_ACQUIRE(lc_##name) TP_NO_TSA static inline void lock_##name(struct tp_lock *l) \
+	TP_ACQUIRE(lc_##name) TP_NO_TSA static TP_INLINE void lock_##name(struct tp_lock *l) \
 	{ \
 		tp_lock_take(l, LC_##name, false); \
 	} \
-	TP_RELEASE(lc_##name) TP_NO_TSA static inline void unlock_##name(struct tp_lock *l) \
+	TP_RELEASE(lc_##name) TP_NO_TSA static TP_INLINE void unlock_##name(struct tp_lock *l) \
 	{ \
 		tp_lock_drop(l); \
 	} \
 	TP_ACQUIRE_SHARED(lc_##name) \
-	TP_NO_TSA static inline void lock_##name##_shared(struct tp_lock *l) \
+	TP_NO_TSA static TP_INLINE void lock_##name##_shared(struct tp_lock *l) \
 	{ \
 		tp_lock_take(l, LC_##name, true); \
 	} \
 	TP_RELEASE_SHARED(lc_##name) \
-	TP_NO_TSA static inline void unlock_##name##_shared(struct tp_lock *l) \
+	TP_NO_TSA static TP_INLINE void unlock_##name##_shared(struct tp_lock *l) \
 	{ \
 		tp_lock_drop(l); \
 	} \
 	TP_TRY_ACQUIRE(lc_##name) \
-	TP_NO_TSA static inline bool trylock_##name(struct tp_lock *l) \
+	TP_NO_TSA static TP_INLINE bool trylock_##name(struct tp_lock *l) \
 	{ \
 		return tp_lock_try(l, LC_##name, false); \
 	} \
 	TP_TRY_ACQUIRE_SHARED(lc_##name) \
-	TP_NO_TSA static inline bool trylock_##name##_shared(struct tp_lock *l) \
+	TP_NO_TSA static TP_INLINE bool trylock_##name##_shared(struct tp_lock *l) \
 	{ \
 		return tp_lock_try(l, LC_##name, true); \
 	}
 LOCK_CLASSES(LC_OPS)
 #undef LC_OPS
+#undef TP_INLINE
 /* clang-format on */
 
 #endif

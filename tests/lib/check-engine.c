@@ -16,6 +16,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "abort-alone.h"
 #include "check-rig.h"
 #include "io/device.h"
 #include "mem-device.h"
@@ -164,7 +165,7 @@ void engine_survives(struct io_device *meta, uint64_t seed)
 			r = thin_metadata_for_each_mapping(tmd, survey.ids[i], note_run, &survey);
 		r = change_pool(tmd, &survey, &prng);
 		if (r)
-			r = thin_metadata_abort(tmd);
+			r = abort_alone(tmd);
 		if (!r)
 			r = change_pool(tmd, &survey, &prng);
 		TP_INVARIANT(!thin_metadata_close(tmd)); /* no device is open */

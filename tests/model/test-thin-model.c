@@ -21,6 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "abort-alone.h"
 #include "fault-device.h"
 #include "mem-device.h"
 #include "prng.h"
@@ -192,7 +193,7 @@ static void do_abort(struct run *run)
 		run->lost[i] |= run->changed_closed[i] ||
 				(run->open[i] && thin_device_changed(run->open[i]));
 	memset(run->changed_closed, 0, sizeof(run->changed_closed));
-	assert_int_equal(thin_metadata_abort(run->tmd), 0);
+	assert_int_equal(abort_alone(run->tmd), 0);
 	run->nr_aborts++;
 
 	/* If only the last flush failed, the new state is the one on disk. */

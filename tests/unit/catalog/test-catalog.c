@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "abort-alone.h"
 #include "catalog/catalog.h"
 #include "fault-device.h"
 #include "io/device.h"
@@ -64,7 +65,7 @@ static void rig_commit(struct rig *rig)
 
 static void rig_abort(struct rig *rig)
 {
-	assert_int_equal(thin_metadata_abort(rig->tmd), 0);
+	assert_int_equal(abort_alone(rig->tmd), 0);
 	catalog_aborted(rig->c);
 }
 

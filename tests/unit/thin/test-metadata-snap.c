@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "abort-alone.h"
 #include "fault-device.h"
 #include "mem-device.h"
 #include "thin-fixture.h"
@@ -227,7 +228,7 @@ static void nothing_of_it_is_on_disk_before_the_commit(void **state)
 
 	assert_int_equal(thin_metadata_reserve_snap(f->tmd), 0);
 	assert_int_equal(fault_device_nr_requests(f->meta, WRITES), writes);
-	assert_int_equal(thin_metadata_abort(f->tmd), 0);
+	assert_int_equal(abort_alone(f->tmd), 0);
 	assert_int_equal(info_of(f).held_root, 0);
 	commit(f);
 	assert_int_equal(held_root_on_disk(f), 0);
@@ -237,7 +238,7 @@ static void nothing_of_it_is_on_disk_before_the_commit(void **state)
 	commit(f);
 	assert_int_equal(thin_metadata_release_snap(f->tmd), 0);
 	assert_int_equal(info_of(f).held_root, 0);
-	assert_int_equal(thin_metadata_abort(f->tmd), 0);
+	assert_int_equal(abort_alone(f->tmd), 0);
 	assert_int_not_equal(info_of(f).held_root, 0);
 	assert_holds(f, before);
 	/* NEEDS_CHECK is written at once, and alone. */
@@ -262,7 +263,7 @@ static bool fails_at(struct fixture *f, unsigned ops, unsigned nth, bool reserve
 	if (!r)
 		return false;
 	assert_int_equal(r, -EIO);
-	assert_int_equal(thin_metadata_abort(f->tmd), 0);
+	assert_int_equal(abort_alone(f->tmd), 0);
 	/* The last flush is the one that may fail with all on disk. */
 	assert_int_equal(info_of(f).held_root, held_root_on_disk(f));
 	assert_true(is_clean(f));
@@ -306,7 +307,7 @@ static void a_damaged_one_is_not_released(void **state)
 	mem_device_touch(mem, held * METADATA_BLOCK_SIZE, METADATA_BLOCK_SIZE);
 	reopen(f);
 	assert_int_equal(thin_metadata_release_snap(f->tmd), -EILSEQ);
-	assert_int_equal(thin_metadata_abort(f->tmd), 0);
+	assert_int_equal(abort_alone(f->tmd), 0);
 	assert_int_equal(info_of(f).held_root, held);
 }
 

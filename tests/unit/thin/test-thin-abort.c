@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "abort-alone.h"
 #include "fault-device.h"
 #include "mem-device.h"
 #include "thin-fixture.h"
@@ -212,7 +213,7 @@ static bool fail_and_abort(const struct sweep *sweep, unsigned ops, uint64_t nth
 	if (failed && abort_fails) {
 		fault_device_add(dev,
 				 &(struct fault){ .ops = FAULT_OP(IO_READ), .count = UINT64_MAX });
-		assert_int_not_equal(thin_metadata_abort(tmd), 0);
+		assert_int_not_equal(abort_alone(tmd), 0);
 		fault_device_clear(dev);
 		assert_int_equal(work(tmd), -EINVAL);
 		assert_int_equal(thin_metadata_close(tmd), 0);
@@ -220,7 +221,7 @@ static bool fail_and_abort(const struct sweep *sweep, unsigned ops, uint64_t nth
 	} else if (failed) {
 		struct thin_cache_stats stats;
 
-		assert_int_equal(thin_metadata_abort(tmd), 0);
+		assert_int_equal(abort_alone(tmd), 0);
 		thin_metadata_get_cache_stats(tmd, &stats);
 		assert_int_equal(stats.resets, 1);
 		assert_int_equal(stats.dirty_bytes, 0);

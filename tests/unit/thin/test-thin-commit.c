@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <pthread.h>
 
+#include "abort-alone.h"
 #include "fault-device.h"
 #include "thin-fixture.h"
 #include "thin/thin-metadata.h"
@@ -80,7 +81,7 @@ static void data_is_flushed_before_metadata_is_written(void **state)
 	assert_int_equal(fault_device_nr_requests(f->meta, WRITES), writes);
 	assert_int_equal(thin_metadata_commit(f->tmd), -EINVAL);
 	assert_int_equal(thin_metadata_create_thin(f->tmd, 2), -EINVAL);
-	assert_int_equal(thin_metadata_abort(f->tmd), 0);
+	assert_int_equal(abort_alone(f->tmd), 0);
 	assert_int_equal(thin_metadata_create_thin(f->tmd, 1), 0);
 	assert_int_equal(thin_metadata_commit(f->tmd), 0);
 }
@@ -101,7 +102,7 @@ static void changed_lasts_until_the_commit_is_durable(void **state)
 	assert_int_equal(thin_metadata_commit(f->tmd), -EIO);
 	assert_true(thin_device_changed(td));
 	assert_false(thin_device_aborted_changes(td));
-	assert_int_equal(thin_metadata_abort(f->tmd), 0);
+	assert_int_equal(abort_alone(f->tmd), 0);
 	assert_true(thin_device_aborted_changes(td));
 	assert_false(thin_device_changed(td));
 	assert_hole(td, 0);
@@ -187,7 +188,7 @@ static void abort_goes_back_to_the_committed_state(void **state)
 	assert_int_equal(thin_metadata_delete_thin(f->tmd, 9), 0);
 	new = open_device(f, 2);
 	assert_int_equal(thin_metadata_set_transaction_id(f->tmd, 0, 8), 0);
-	assert_int_equal(thin_metadata_abort(f->tmd), 0);
+	assert_int_equal(abort_alone(f->tmd), 0);
 
 	assert_int_equal(info_of(f).time, 0);
 	assert_int_equal(info_of(f).transaction_id, 0);
@@ -222,7 +223,7 @@ static void failed_snapshot_loses_nothing_of_its_origin(void **state)
 	td = open_device(f, 1);
 	assert_int_equal(thin_metadata_create_snap(f->tmd, 2, 1), 0);
 	assert_false(thin_device_changed(td));
-	assert_int_equal(thin_metadata_abort(f->tmd), 0);
+	assert_int_equal(abort_alone(f->tmd), 0);
 	assert_false(thin_device_aborted_changes(td));
 	thin_device_close(td);
 }
@@ -239,12 +240,12 @@ static void abort_that_cannot_read_fails_for_good(void **state)
 	assert_int_equal(thin_metadata_create_thin(f->tmd, 1), 0);
 	td = open_device(f, 1);
 	fault_device_add(f->meta, &(struct fault){ .ops = FAULT_OP(IO_READ), .count = UINT64_MAX });
-	assert_int_not_equal(thin_metadata_abort(f->tmd), 0);
+	assert_int_not_equal(abort_alone(f->tmd), 0);
 	fault_device_clear(f->meta);
 
 	info = info_of(f);
 	assert_true(info.failed);
-	assert_int_equal(thin_metadata_abort(f->tmd), -EINVAL);
+	assert_int_equal(abort_alone(f->tmd), -EINVAL);
 	assert_int_equal(thin_metadata_commit(f->tmd), -EINVAL);
 	assert_int_equal(thin_metadata_set_needs_check(f->tmd), -EINVAL);
 	assert_int_equal(thin_metadata_create_thin(f->tmd, 2), -EINVAL);
@@ -271,7 +272,7 @@ static void needs_check_is_durable_at_once(void **state)
 	b = write_block(f->tmd, td, 0);
 	assert_int_equal(thin_metadata_commit(f->tmd), 0);
 	write_block(f->tmd, td, 1);
-	assert_int_equal(thin_metadata_abort(f->tmd), 0);
+	assert_int_equal(abort_alone(f->tmd), 0);
 	assert_int_equal(thin_metadata_set_needs_check(f->tmd), 0);
 	thin_metadata_set_read_only(f->tmd);
 	assert_true(info_of(f).needs_check);
