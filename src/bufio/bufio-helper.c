@@ -23,7 +23,7 @@
 
 /* ---- passes ---- */
 
-static void shrink(struct bufio_client *c, uint64_t nr) TP_EXCLUDES(lc_bufio, lc_bufio_lru)
+static void shrink(struct bufio_client *c, uint64_t nr) TP_TAKES(bufio)
 {
 	uint64_t done = evict_count(c, nr);
 
@@ -39,7 +39,7 @@ static void shrink(struct bufio_client *c, uint64_t nr) TP_EXCLUDES(lc_bufio, lc
  * Asked for by an allocation that found nothing to evict, and is about to exceed the limit:
  * make room for it and for a few more, so that not every miss asks again.
  */
-static void obey_limit(struct bufio_client *c) TP_EXCLUDES(lc_bufio, lc_bufio_lru)
+static void obey_limit(struct bufio_client *c) TP_TAKES(bufio)
 {
 	uint64_t cached = atomic_load(&c->nr_cached), limit = atomic_load(&c->limit);
 	uint64_t target = limit - MIN(LIMIT_MARGIN, limit / 4), excess, done;
@@ -54,8 +54,7 @@ static void obey_limit(struct bufio_client *c) TP_EXCLUDES(lc_bufio, lc_bufio_lr
 	(void)evict_count(c, excess - done);
 }
 
-static void helper_pass(struct bufio_client *c, const struct helper_work *work)
-	TP_EXCLUDES(lc_bufio, lc_bufio_lru)
+static void helper_pass(struct bufio_client *c, const struct helper_work *work) TP_TAKES(bufio)
 {
 	if (work->refill)
 		reserve_refill(c);

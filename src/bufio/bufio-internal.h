@@ -23,6 +23,7 @@
 #include "bufio/bufio.h"
 #include "reclaim/shrinker.h"
 #include "thinpoold/disk-format.h"
+#include "util/lock-class.h"
 
 #define SHARD_BITS 6
 #define NR_SHARDS (1u << SHARD_BITS)
@@ -183,25 +184,24 @@ enum alloc_how {
 
 /* A buffer for the caller alone: hold 0, state 0, aux 0, data undefined.  NULL: no memory. */
 struct bufio_buffer *buffer_alloc(struct bufio_client *c, enum alloc_how how)
-	TP_EXCLUDES(lc_bufio, lc_bufio_lru) TP_MUST_CHECK;
+	TP_TAKES(bufio) TP_MUST_CHECK;
 /* The reverse; fills the reserve first.  NULL is allowed. */
-void buffer_free(struct bufio_client *c, struct bufio_buffer *b)
-	TP_EXCLUDES(lc_bufio, lc_bufio_lru);
+void buffer_free(struct bufio_client *c, struct bufio_buffer *b) TP_TAKES(bufio_lru);
 
 /* Take the least recently used buffer that is clean and unheld.  NULL: there is none. */
-struct bufio_buffer *evict_one(struct bufio_client *c) TP_EXCLUDES(lc_bufio, lc_bufio_lru);
+struct bufio_buffer *evict_one(struct bufio_client *c) TP_TAKES(bufio);
 /* Free at most @nr such buffers; returns how many there were. */
-uint64_t evict_count(struct bufio_client *c, uint64_t nr) TP_EXCLUDES(lc_bufio, lc_bufio_lru);
+uint64_t evict_count(struct bufio_client *c, uint64_t nr) TP_TAKES(bufio);
 /* One sweep of ageing: free what was not used during the last sweeps. */
-void evict_aged(struct bufio_client *c) TP_EXCLUDES(lc_bufio, lc_bufio_lru);
+void evict_aged(struct bufio_client *c) TP_TAKES(bufio);
 
 /* Bring the reserve to its size, if there is memory. */
-void reserve_refill(struct bufio_client *c) TP_EXCLUDES(lc_bufio, lc_bufio_lru);
-bool reserve_is_full(struct bufio_client *c) TP_EXCLUDES(lc_bufio_lru);
+void reserve_refill(struct bufio_client *c) TP_TAKES(bufio);
+bool reserve_is_full(struct bufio_client *c) TP_TAKES(bufio_lru);
 /* Give back the memory of spare buffers that are not needed for the reserve. */
-void memory_trim(struct bufio_client *c) TP_EXCLUDES(lc_bufio, lc_bufio_lru);
+void memory_trim(struct bufio_client *c) TP_TAKES(bufio_lru);
 /* Everything; no buffer is cached any more. */
-void memory_destroy(struct bufio_client *c) TP_EXCLUDES(lc_bufio, lc_bufio_lru);
+void memory_destroy(struct bufio_client *c);
 
 /* ---- bufio-read.c ---- */
 
@@ -209,17 +209,17 @@ void memory_destroy(struct bufio_client *c) TP_EXCLUDES(lc_bufio, lc_bufio_lru);
  * Wait until @b, held by the caller, is not READING: it is read synchronously by somebody
  * or in the caller's own queue.  Returns the read's result; the hold stays.
  */
-int buffer_await_read(struct bufio_buffer *b) TP_EXCLUDES(lc_bufio, lc_bufio_lru) TP_MUST_CHECK;
+int buffer_await_read(struct bufio_buffer *b) TP_TAKES(bufio) TP_MUST_CHECK;
 /* Read the block of @b, which the caller has just inserted READING.  On failure the hold is gone.
  */
-int buffer_read_now(struct bufio_buffer *b) TP_EXCLUDES(lc_bufio, lc_bufio_lru) TP_MUST_CHECK;
+int buffer_read_now(struct bufio_buffer *b) TP_TAKES(bufio) TP_MUST_CHECK;
 /* The asynchronous read of @b is not waited for: unhash it and take over its waiters. */
 void buffer_orphan(struct bufio_shard *s, struct bufio_buffer *b, struct waiter_list *ret_waiters)
 	TP_REQUIRES(lc_bufio);
 /* Drop a hold on a buffer whose read has failed. */
-void buffer_put_failed(struct bufio_buffer *b) TP_EXCLUDES(lc_bufio, lc_bufio_lru);
+void buffer_put_failed(struct bufio_buffer *b) TP_TAKES(bufio_lru);
 /* Wait until no read is in flight; runs the thread's queue for its own. */
-void reads_drain(struct bufio_client *c) TP_EXCLUDES(lc_bufio, lc_bufio_lru);
+void reads_drain(struct bufio_client *c) TP_TAKES(bufio);
 
 /* ---- bufio-write.c ---- */
 
@@ -233,8 +233,7 @@ enum write_mode {
  * Write at most @quota dirty buffers and wait for them.  WRITE_ALL returns and clears the
  * sticky error, the others return 0.
  */
-int write_pass_run(struct bufio_client *c, enum write_mode mode, uint64_t quota)
-	TP_EXCLUDES(lc_bufio, lc_bufio_lru);
+int write_pass_run(struct bufio_client *c, enum write_mode mode, uint64_t quota) TP_TAKES(bufio);
 int write_init(struct bufio_client *c) TP_MUST_CHECK;
 void write_destroy(struct bufio_client *c);
 
@@ -243,20 +242,19 @@ void write_destroy(struct bufio_client *c);
 extern const struct shrinker_ops bufio_shrinker_ops;
 
 int helper_start(struct bufio_client *c) TP_MUST_CHECK;
-void helper_stop(struct bufio_client *c) TP_EXCLUDES(lc_bufio, lc_bufio_lru);
+void helper_stop(struct bufio_client *c) TP_EXCLUDES_ALL;
 /* Add @work to what is wanted and wake the helper. */
-void helper_ask(struct bufio_client *c, const struct helper_work *work) TP_EXCLUDES(lc_bufio_lru);
+void helper_ask(struct bufio_client *c, const struct helper_work *work) TP_TAKES(bufio_lru);
 /* Have the waiters called by the helper, with @r. */
-void helper_call(struct bufio_client *c, struct waiter_list *waiters, int r)
-	TP_EXCLUDES(lc_bufio_lru);
+void helper_call(struct bufio_client *c, struct waiter_list *waiters, int r) TP_TAKES(bufio_lru);
 
 /* For tests: wait until the helper has done all that it was asked for. */
-void bufio_test_settle(struct bufio_client *c) TP_EXCLUDES(lc_bufio, lc_bufio_lru);
+void bufio_test_settle(struct bufio_client *c) TP_TAKES(bufio_lru);
 /* For tests: from now on no memory can be had (or can again). */
 void bufio_test_fail_allocations(struct bufio_client *c, bool fail);
 /* For tests: buffers that are neither cached nor unused.  0 while nothing is under way. */
-uint64_t bufio_test_lost_count(struct bufio_client *c) TP_EXCLUDES(lc_bufio_lru);
+uint64_t bufio_test_lost_count(struct bufio_client *c) TP_TAKES(bufio_lru);
 /* For tests: buffers in the reserve. */
-unsigned bufio_test_reserve_count(struct bufio_client *c) TP_EXCLUDES(lc_bufio_lru);
+unsigned bufio_test_reserve_count(struct bufio_client *c) TP_TAKES(bufio_lru);
 
 #endif

@@ -105,7 +105,7 @@ static struct bufio_buffer *pop(struct bufio_buffer **list)
 	return b;
 }
 
-static struct bufio_buffer *take_idle(struct bufio_client *c) TP_EXCLUDES(lc_bufio_lru)
+static struct bufio_buffer *take_idle(struct bufio_client *c) TP_TAKES(bufio_lru)
 {
 	struct buffer_slab *slab = NULL;
 	struct bufio_buffer *b;
@@ -136,8 +136,7 @@ static struct bufio_buffer *take_idle(struct bufio_client *c) TP_EXCLUDES(lc_buf
 }
 
 /* From the ready ones, of which @leave must remain. */
-static struct bufio_buffer *take_ready(struct bufio_client *c, unsigned leave)
-	TP_EXCLUDES(lc_bufio_lru)
+static struct bufio_buffer *take_ready(struct bufio_client *c, unsigned leave) TP_TAKES(bufio_lru)
 {
 	struct bufio_buffer *b = NULL;
 
@@ -150,7 +149,7 @@ static struct bufio_buffer *take_ready(struct bufio_client *c, unsigned leave)
 	return b;
 }
 
-static struct bufio_buffer *take_unused(struct bufio_client *c) TP_EXCLUDES(lc_bufio_lru)
+static struct bufio_buffer *take_unused(struct bufio_client *c) TP_TAKES(bufio_lru)
 {
 	struct bufio_buffer *b = take_ready(c, c->reserve);
 
@@ -159,7 +158,7 @@ static struct bufio_buffer *take_unused(struct bufio_client *c) TP_EXCLUDES(lc_b
 
 /* Put @b on the ready list if that has fewer than @below buffers. */
 static bool put_ready(struct bufio_client *c, struct bufio_buffer *b, unsigned below)
-	TP_EXCLUDES(lc_bufio_lru)
+	TP_TAKES(bufio_lru)
 {
 	bool room;
 
@@ -173,7 +172,7 @@ static bool put_ready(struct bufio_client *c, struct bufio_buffer *b, unsigned b
 	return room;
 }
 
-static void put_idle(struct bufio_client *c, struct bufio_buffer *b) TP_EXCLUDES(lc_bufio_lru)
+static void put_idle(struct bufio_client *c, struct bufio_buffer *b) TP_TAKES(bufio_lru)
 {
 	page_drop(b);
 	lock_bufio_lru(&c->lock);

@@ -55,8 +55,7 @@ static bool end_read_locked(struct bufio_shard *s, struct bufio_buffer *b, int r
  * @b has been read with @r; without a hold of the caller's own it may be gone on return.
  * @reset: a reset waits for the read, so the buffer must not stay.
  */
-static void end_read(struct bufio_buffer *b, int r, bool reset, bool call_directly)
-	TP_EXCLUDES(lc_bufio, lc_bufio_lru)
+static void end_read(struct bufio_buffer *b, int r, bool reset, bool call_directly) TP_TAKES(bufio)
 {
 	struct waiter_list waiters = STAILQ_HEAD_INITIALIZER(waiters);
 	struct bufio_client *c = b->client;
@@ -125,7 +124,7 @@ int buffer_read_now(struct bufio_buffer *b)
 }
 
 /* Run the thread's own queue until something has happened. */
-static void pump(void)
+static void pump(void) TP_TAKES(bufio)
 {
 	struct io_queue *q = NULL;
 	int r = io_queue_self(&q);
@@ -194,7 +193,7 @@ static void submit_read(struct io_queue *q, struct bufio_buffer *b)
  * waits for it, -ENOENT it must be read.  With @fresh it is inserted then.
  */
 static int join_read(struct bufio_client *c, mblock_t block, struct bufio_waiter *w,
-		     struct bufio_buffer *fresh) TP_EXCLUDES(lc_bufio, lc_bufio_lru)
+		     struct bufio_buffer *fresh) TP_TAKES(bufio)
 {
 	struct bufio_shard *s = shard_of(c, block);
 	struct bufio_buffer *b;
@@ -224,7 +223,7 @@ static int join_read(struct bufio_client *c, mblock_t block, struct bufio_waiter
 
 /* Returns 0 if @block is cached, -EINPROGRESS if it is being read now, or an error. */
 static int start_read(struct bufio_client *c, struct io_queue *q, mblock_t block,
-		      struct bufio_waiter *w) TP_EXCLUDES(lc_bufio, lc_bufio_lru)
+		      struct bufio_waiter *w) TP_TAKES(bufio)
 {
 	struct bufio_buffer *fresh;
 	int r = join_read(c, block, w, NULL);

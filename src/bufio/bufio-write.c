@@ -90,7 +90,7 @@ static struct io_queue *write_queue(void)
 
 /* ---- the end of a write ---- */
 
-static void end_write(struct bufio_buffer *b, int r) TP_EXCLUDES(lc_bufio, lc_bufio_lru)
+static void end_write(struct bufio_buffer *b, int r) TP_TAKES(bufio)
 {
 	struct bufio_client *c = b->client;
 	struct bufio_shard *s = shard_of(c, b->block);
@@ -110,8 +110,7 @@ static void end_write(struct bufio_buffer *b, int r) TP_EXCLUDES(lc_bufio, lc_bu
 		buffer_free(c, b);
 }
 
-static void end_run(struct write_batch *batch, unsigned first, unsigned nr, int r)
-	TP_EXCLUDES(lc_bufio, lc_bufio_lru)
+static void end_run(struct write_batch *batch, unsigned first, unsigned nr, int r) TP_TAKES(bufio)
 {
 	struct write_pass *pass = batch->pass;
 
@@ -191,8 +190,7 @@ static bool must_stop(const struct write_pass *pass)
 	       (pass->mode == WRITE_BACKGROUND && atomic_load(&c->nr_flushers));
 }
 
-static void fill(struct write_pass *pass, struct write_batch *batch)
-	TP_EXCLUDES(lc_bufio, lc_bufio_lru)
+static void fill(struct write_pass *pass, struct write_batch *batch) TP_TAKES(bufio)
 {
 	bool exhausted = true;
 
@@ -217,8 +215,7 @@ static int compare_slots(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
-static void write_run(struct write_batch *batch, unsigned first, unsigned nr)
-	TP_EXCLUDES(lc_bufio, lc_bufio_lru)
+static void write_run(struct write_batch *batch, unsigned first, unsigned nr) TP_TAKES(bufio)
 {
 	struct write_pass *pass = batch->pass;
 	struct io_request *io = &batch->ios[first].io;
@@ -248,7 +245,7 @@ static void write_run(struct write_batch *batch, unsigned first, unsigned nr)
 }
 
 /* Finish the copies and start writing them, neighbours together. */
-static void write_batch_start(struct write_batch *batch) TP_EXCLUDES(lc_bufio, lc_bufio_lru)
+static void write_batch_start(struct write_batch *batch) TP_TAKES(bufio)
 {
 	struct bufio_client *c = batch->pass->client;
 	unsigned first = 0;
@@ -269,13 +266,13 @@ static void write_batch_start(struct write_batch *batch) TP_EXCLUDES(lc_bufio, l
 		io_queue_kick(batch->pass->q);
 }
 
-static void write_batch_wait(struct write_batch *batch) TP_EXCLUDES(lc_bufio, lc_bufio_lru)
+static void write_batch_wait(struct write_batch *batch) TP_TAKES(bufio)
 {
 	while (batch->outstanding)
 		io_queue_run(batch->pass->q, UINT64_MAX);
 }
 
-static void write_batches(struct write_pass *pass) TP_EXCLUDES(lc_bufio, lc_bufio_lru)
+static void write_batches(struct write_pass *pass) TP_TAKES(bufio)
 {
 	struct write_batch *batches = pass->client->batches;
 
@@ -292,7 +289,7 @@ static void write_batches(struct write_pass *pass) TP_EXCLUDES(lc_bufio, lc_bufi
 
 /* Become the writer.  Returns false if the pass is not to be. */
 static bool pass_begin(struct bufio_client *c, enum write_mode mode, uint64_t *ret_number)
-	TP_EXCLUDES(lc_bufio, lc_bufio_lru)
+	TP_TAKES(bufio_lru)
 {
 	bool mine = true;
 
@@ -314,7 +311,7 @@ static bool pass_begin(struct bufio_client *c, enum write_mode mode, uint64_t *r
 	return mine;
 }
 
-static int pass_end(struct write_pass *pass) TP_EXCLUDES(lc_bufio, lc_bufio_lru)
+static int pass_end(struct write_pass *pass) TP_TAKES(bufio_lru)
 {
 	struct bufio_client *c = pass->client;
 	int r = 0;

@@ -94,7 +94,7 @@ void buffer_make_clean(struct bufio_shard *s, struct bufio_buffer *b)
 }
 
 /* As many buckets as there can be buffers; a table that cannot be had is done without. */
-static void shard_size(struct bufio_shard *s, uint64_t limit) TP_EXCLUDES(lc_bufio)
+static void shard_size(struct bufio_shard *s, uint64_t limit) TP_TAKES(bufio)
 {
 	struct bufio_buffer **buckets, **old, *b, *next;
 	unsigned bits = BUCKET_BITS_MIN;
@@ -189,7 +189,7 @@ int bufio_client_create(struct io_device *dev, const struct bufio_options *optio
 }
 
 /* Everything cached goes, dirty or not.  Nothing is in flight and nothing held. */
-static void drop_all(struct bufio_client *c) TP_EXCLUDES(lc_bufio, lc_bufio_lru)
+static void drop_all(struct bufio_client *c) TP_TAKES(bufio)
 {
 	for (unsigned i = 0; i < NR_SHARDS; i++) {
 		struct bufio_shard *s = &c->shards[i];
@@ -238,7 +238,7 @@ TP_NO_TSA struct bufio_client *bufio_client_destroy(struct bufio_client *c)
 
 /* ---- reset ---- */
 
-static void reset_begin(struct bufio_client *c) TP_EXCLUDES(lc_bufio, lc_bufio_lru)
+static void reset_begin(struct bufio_client *c) TP_TAKES(bufio)
 {
 	tp_lock_may_wait(LC_bufio);
 	lock_bufio_lru(&c->lock);
@@ -250,7 +250,7 @@ static void reset_begin(struct bufio_client *c) TP_EXCLUDES(lc_bufio, lc_bufio_l
 	unlock_bufio_lru(&c->lock);
 }
 
-static void reset_end(struct bufio_client *c) TP_EXCLUDES(lc_bufio, lc_bufio_lru)
+static void reset_end(struct bufio_client *c) TP_TAKES(bufio_lru)
 {
 	lock_bufio_lru(&c->lock);
 	c->write_error = 0;
@@ -317,8 +317,7 @@ static bool is_read_elsewhere(const struct bufio_buffer *b, const struct bufio_t
 
 /* Hold the buffer of @block if it is valid or can be awaited, else NULL. */
 static struct bufio_buffer *hold_cached(struct bufio_client *c, mblock_t block,
-					const struct bufio_thread *mine)
-	TP_EXCLUDES(lc_bufio, lc_bufio_lru)
+					const struct bufio_thread *mine) TP_TAKES(bufio)
 {
 	struct bufio_shard *s = shard_of(c, block);
 	struct bufio_buffer *b;
@@ -340,7 +339,7 @@ static struct bufio_buffer *hold_cached(struct bufio_client *c, mblock_t block,
 static struct bufio_buffer *hold_or_insert(struct bufio_client *c, mblock_t block,
 					   const struct bufio_thread *mine,
 					   struct bufio_buffer *fresh, unsigned state)
-	TP_EXCLUDES(lc_bufio, lc_bufio_lru)
+	TP_TAKES(bufio)
 {
 	struct waiter_list waiters = STAILQ_HEAD_INITIALIZER(waiters);
 	struct bufio_shard *s = shard_of(c, block);
@@ -370,7 +369,7 @@ static struct bufio_buffer *hold_or_insert(struct bufio_client *c, mblock_t bloc
 }
 
 /* Wait for the read of a held buffer; on failure the hold is gone. */
-static int await_held(struct bufio_buffer *b) TP_EXCLUDES(lc_bufio, lc_bufio_lru)
+static int await_held(struct bufio_buffer *b) TP_TAKES(bufio)
 {
 	int r;
 

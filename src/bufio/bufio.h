@@ -79,25 +79,24 @@ struct bufio_client *bufio_client_destroy(struct bufio_client *c) TP_EXCLUDES_AL
  * caller is not itself inside the submission of metadata I/O.  No prefetch may be
  * started by others until meta_root is dropped.
  */
-void bufio_client_reset(struct bufio_client *c) TP_REQUIRES(lc_meta_root)
-	TP_EXCLUDES(lc_shrinkers, lc_bufio, lc_bufio_lru);
+void bufio_client_reset(struct bufio_client *c) TP_REQUIRES(lc_meta_root) TP_TAKES(bufio);
 
 /* The block, read if need be; the calling thread sleeps for the I/O.  -EIO, -ENOMEM. */
 int bufio_read(struct bufio_client *c, mblock_t block, struct bufio_buffer **ret_b)
-	TP_EXCLUDES(lc_bufio, lc_bufio_lru) TP_MUST_CHECK;
+	TP_TAKES(bufio) TP_MUST_CHECK;
 
 /* The block if it is cached and valid, else -EWOULDBLOCK.  Never sleeps for I/O. */
 int bufio_get(struct bufio_client *c, mblock_t block, struct bufio_buffer **ret_b)
-	TP_EXCLUDES(lc_bufio, lc_bufio_lru) TP_MUST_CHECK;
+	TP_TAKES(bufio) TP_MUST_CHECK;
 
 /* The block without reading it: zeroed, aux 0.  For blocks about to be written whole. */
 int bufio_new(struct bufio_client *c, mblock_t block, struct bufio_buffer **ret_b)
-	TP_EXCLUDES(lc_bufio, lc_bufio_lru) TP_MUST_CHECK;
+	TP_TAKES(bufio) TP_MUST_CHECK;
 
-void bufio_release(struct bufio_buffer *b) TP_EXCLUDES(lc_bufio, lc_bufio_lru);
+void bufio_release(struct bufio_buffer *b);
 
 /* By a holder that changed the data. */
-void bufio_mark_dirty(struct bufio_buffer *b) TP_EXCLUDES(lc_bufio, lc_bufio_lru);
+void bufio_mark_dirty(struct bufio_buffer *b) TP_TAKES(bufio);
 
 void *bufio_data(struct bufio_buffer *b); /* METADATA_BLOCK_SIZE bytes, 4096-aligned */
 mblock_t bufio_block(const struct bufio_buffer *b);
@@ -110,8 +109,7 @@ void bufio_set_aux(struct bufio_buffer *b, uintptr_t aux);
  * Start reading blocks into the cache through the calling thread's queue, without
  * waiting.  Blocks cached already are passed over; errors are forgotten.
  */
-void bufio_prefetch(struct bufio_client *c, mblock_t block, unsigned nr_blocks)
-	TP_EXCLUDES(lc_bufio, lc_bufio_lru);
+void bufio_prefetch(struct bufio_client *c, mblock_t block, unsigned nr_blocks) TP_TAKES(bufio);
 
 /* Told once a read has ended; embedded in the caller's structure. */
 struct bufio_waiter {
@@ -127,7 +125,7 @@ struct bufio_waiter {
  * already, or an error; @w is not called in the latter two cases.
  */
 int bufio_read_async(struct bufio_client *c, mblock_t block, struct bufio_waiter *w)
-	TP_EXCLUDES(lc_bufio, lc_bufio_lru) TP_MUST_CHECK;
+	TP_TAKES(bufio) TP_MUST_CHECK;
 
 /*
  * Write all dirty buffers, held ones too, in batches and wait for them; then report and
@@ -135,26 +133,23 @@ int bufio_read_async(struct bufio_client *c, mblock_t block, struct bufio_waiter
  * fine.  What could not be written stays dirty, and after an error the rest is not tried.
  * Does not flush the device.
  */
-int bufio_write_dirty_buffers(struct bufio_client *c)
-	TP_EXCLUDES(lc_bufio, lc_bufio_lru) TP_MUST_CHECK;
+int bufio_write_dirty_buffers(struct bufio_client *c) TP_TAKES(bufio) TP_MUST_CHECK;
 
 /* Start writing dirty buffers that nobody holds in the background (the helper does it). */
-void bufio_write_dirty_buffers_async(struct bufio_client *c) TP_EXCLUDES(lc_bufio, lc_bufio_lru);
+void bufio_write_dirty_buffers_async(struct bufio_client *c) TP_TAKES(bufio_lru);
 
 /* Make durable what was written. */
-int bufio_issue_flush(struct bufio_client *c) TP_EXCLUDES(lc_bufio, lc_bufio_lru) TP_MUST_CHECK;
+int bufio_issue_flush(struct bufio_client *c) TP_TAKES(bufio) TP_MUST_CHECK;
 
 /* The block is free now: drop it, dirty or not, unless held. */
-void bufio_forget(struct bufio_client *c, mblock_t block) TP_EXCLUDES(lc_bufio, lc_bufio_lru);
+void bufio_forget(struct bufio_client *c, mblock_t block) TP_TAKES(bufio);
 
 struct bufio_stats {
 	uint64_t cached_bytes, dirty_bytes, limit_bytes;
 	uint64_t hits, misses, reads, writes, shrunk_buffers, resets;
 };
-void bufio_get_stats(struct bufio_client *c, struct bufio_stats *ret_stats)
-	TP_EXCLUDES(lc_bufio, lc_bufio_lru);
+void bufio_get_stats(struct bufio_client *c, struct bufio_stats *ret_stats);
 
-void bufio_set_limit(struct bufio_client *c, uint64_t limit_bytes)
-	TP_EXCLUDES(lc_bufio, lc_bufio_lru);
+void bufio_set_limit(struct bufio_client *c, uint64_t limit_bytes) TP_TAKES(bufio);
 
 #endif

@@ -57,27 +57,27 @@ int volume_name_check(const char *name) TP_MUST_CHECK;
 
 /* Make an empty catalog in the open transaction of a pool that has none.  -EEXIST. */
 int catalog_create(struct thin_metadata *tmd, struct io_device *data)
-	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+	TP_TAKES(meta_root) TP_MUST_CHECK;
 
 /* -ENODATA: the pool has no catalog (device CATALOG_ID is missing or is somebody's volume). */
 int catalog_open(struct thin_metadata *tmd, struct io_device *data, struct catalog **ret_catalog)
-	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+	TP_TAKES(meta_root) TP_MUST_CHECK;
 /* NULL is allowed.  Returns NULL. */
-struct catalog *catalog_close(struct catalog *c) TP_EXCLUDES(lc_meta_root);
+struct catalog *catalog_close(struct catalog *c) TP_TAKES(meta_root);
 
 /*
  * Call @fn for each record in order of id until it returns non-zero.  A damaged record is logged,
  * handed over with an empty name and counted by the caller; the walk goes on.
  */
 int catalog_for_each(struct catalog *c, int (*fn)(void *ctx, const struct catalog_record *rec),
-		     void *ctx) TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+		     void *ctx) TP_TAKES(meta_root) TP_MUST_CHECK;
 
 /* Write the record of rec->id in the open transaction; sleeps for data I/O. */
 int catalog_put(struct catalog *c, const struct catalog_record *rec)
-	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+	TP_TAKES(meta_root) TP_MUST_CHECK;
 
 /* The device is gone: its slot becomes zeros. */
-int catalog_erase(struct catalog *c, thin_id_t id) TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+int catalog_erase(struct catalog *c, thin_id_t id) TP_TAKES(meta_root) TP_MUST_CHECK;
 
 /*
  * Can the records of all @ids be put or erased in the open transaction?  Each data block of the
@@ -86,10 +86,10 @@ int catalog_erase(struct catalog *c, thin_id_t id) TP_EXCLUDES(lc_meta_root) TP_
  * A single record that exists is never refused with -ENOSPC: that is what the spare is for.
  */
 int catalog_check_room(struct catalog *c, const thin_id_t *ids, unsigned nr)
-	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+	TP_TAKES(meta_root) TP_MUST_CHECK;
 
 /* catalog_check_room() of one id says -EAGAIN. */
-bool catalog_needs_commit(struct catalog *c, thin_id_t id) TP_EXCLUDES(lc_meta_root);
+bool catalog_needs_commit(struct catalog *c, thin_id_t id) TP_TAKES(meta_root);
 
 /* Tell the catalog how the transaction ended. */
 void catalog_committed(struct catalog *c);

@@ -15,6 +15,7 @@
 #include "pool/pool.h"
 #include "util/compiler.h"
 #include "util/error.h"
+#include "util/lock-class.h"
 
 struct control_server;
 
@@ -28,6 +29,6 @@ int control_server_create(struct io_queue *q, struct pool *pool, const char *pat
 /*
  * Close and remove the socket; waits for commands under way.  NULL is allowed.  Returns NULL.
  */
-struct control_server *control_server_destroy(struct control_server *s);
+struct control_server *control_server_destroy(struct control_server *s) TP_TAKES(completion);
 
 #endif

@@ -27,7 +27,7 @@ struct metric {
  * frees.  @more is what the caller has to add.  NULL: no memory.
  */
 char *metrics_render(struct pool *pool, const struct metric *more, size_t nr_more)
-	TP_EXCLUDES(lc_catalog, lc_pool, lc_meta_root);
+	TP_TAKES(catalog);
 
 /* Volumes with samples of their own: those with the smallest ids. */
 #define METRICS_VOLUMES_MAX 1000

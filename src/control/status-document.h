@@ -13,16 +13,17 @@
 #include <jansson.h>
 
 #include "pool/pool.h"
+#include "util/lock-class.h"
 
 /* The object of status --json.  NULL: no memory.  The caller owns the reference. */
-json_t *status_document(struct pool *pool);
+json_t *status_document(struct pool *pool) TP_TAKES(catalog);
 
 /* The array of list --json, in order of name.  NULL: no memory. */
-json_t *list_document(struct pool *pool);
+json_t *list_document(struct pool *pool) TP_TAKES(catalog);
 
 /* For .thinpool/status.json and .thinpool/status: strings that the caller frees.  NULL: no memory.
  */
-char *status_render_json(struct pool *pool);
-char *status_render_text(struct pool *pool);
+char *status_render_json(struct pool *pool) TP_TAKES(catalog);
+char *status_render_text(struct pool *pool) TP_TAKES(catalog);
 
 #endif

@@ -16,6 +16,7 @@
 
 #include "thinpoold/control.h"
 #include "util/compiler.h"
+#include "util/lock-class.h"
 
 struct io_device;
 
@@ -31,10 +32,10 @@ struct ctl_args {
 	const char *data, *metadata;              /* paths */
 };
 
-int ctl_format(const struct ctl_args *a);
-int ctl_check(const struct ctl_args *a);
+int ctl_format(const struct ctl_args *a) TP_EXCLUDES_ALL;
+int ctl_check(const struct ctl_args *a) TP_TAKES(bufio);
 /* Of a pool directory or of a mount. */
-int ctl_dump(const struct ctl_args *a);
+int ctl_dump(const struct ctl_args *a) TP_EXCLUDES_ALL;
 
 int ctl_create(const struct ctl_args *a);
 int ctl_snapshot(const struct ctl_args *a);

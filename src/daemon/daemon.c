@@ -321,7 +321,8 @@ static int watch_for_the_end(struct daemon *d, struct tp_error *error)
 	return 0;
 }
 
-static int start_parts(struct daemon *d, const struct daemon_options *o, struct tp_error *error)
+static int start_parts(struct daemon *d, const struct daemon_options *o,
+		       struct tp_error *error) TP_EXCLUDES_ALL
 {
 	int r;
 

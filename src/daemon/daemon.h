@@ -13,6 +13,7 @@
 
 #include "daemon/config.h"
 #include "util/error.h"
+#include "util/lock-class.h"
 
 struct daemon;
 
@@ -27,18 +28,18 @@ struct daemon_options {
 
 /* Open the pool, mount, listen: the mount answers when this returns. */
 int daemon_start(const struct daemon_options *options, struct daemon **ret_d,
-		 struct tp_error *error) TP_MUST_CHECK;
+		 struct tp_error *error) TP_EXCLUDES_ALL TP_MUST_CHECK;
 
 /*
  * Say that the daemon is ready, and serve until SIGTERM, SIGINT or an unmount; SIGHUP reads the
  * configuration again.  The caller has blocked these signals.
  */
-void daemon_run(struct daemon *d);
+void daemon_run(struct daemon *d) TP_TAKES(bufio);
 
 /*
  * Unmount, commit, close, in the reverse order of the start.  NULL is allowed.
  * Returns the error of the last commit.
  */
-int daemon_stop(struct daemon *d);
+int daemon_stop(struct daemon *d) TP_EXCLUDES_ALL;
 
 #endif

@@ -28,6 +28,7 @@
 #include "fuse/fuse-mount.h"
 #include "fuse/fuse-session.h"
 #include "io/io-queue.h"
+#include "util/lock-class.h"
 
 /* ---- numbers of the tree ---- */
 
@@ -239,23 +240,22 @@ static inline void reply_error(fuse_req_t req, int r)
 int fuse_workers_create(struct fuse_server *server) TP_MUST_CHECK;
 int fuse_workers_start(struct fuse_server *server) TP_MUST_CHECK;
 /* The end of service has been decided: the workers notice, finish what they have and go. */
-void fuse_workers_wake(struct fuse_server *server) TP_EXCLUDES(lc_fuse);
+void fuse_workers_wake(struct fuse_server *server) TP_TAKES(fuse);
 void fuse_workers_join(struct fuse_server *server) TP_EXCLUDES_ALL;
 void fuse_workers_destroy(struct fuse_server *server);
-void fuse_server_ended(struct fuse_server *server) TP_EXCLUDES(lc_fuse);
+void fuse_server_ended(struct fuse_server *server) TP_TAKES(fuse);
 
 /*
  * Take the buffer of the request that this worker is processing; it then lives until
  * fuse_slot_end(), which any thread may call, after the reply and with no lock held.
  */
 struct fuse_slot *fuse_slot_take(fuse_req_t req);
-void fuse_slot_end(struct fuse_slot *slot) TP_EXCLUDES(lc_catalog, lc_fuse);
+void fuse_slot_end(struct fuse_slot *slot) TP_TAKES(fuse);
 
 /* Any thread: the calling worker's queue; a thread that is no worker gets one of its own. */
-struct io_queue *fuse_queue_self(void);
+struct io_queue *fuse_queue_self(void) TP_TAKES(bufio);
 
-void fuse_slot_submit_io(struct fuse_slot *slot)
-	TP_EXCLUDES(lc_throttle, lc_catalog, lc_pool, lc_prison, lc_meta_root);
+void fuse_slot_submit_io(struct fuse_slot *slot) TP_TAKES(throttle);
 
 /* ---- fuse-node.c ---- */
 
@@ -263,12 +263,12 @@ void fuse_slot_submit_io(struct fuse_slot *slot)
 struct fuse_node *fuse_node_get(struct fuse_server *server, thin_id_t id);
 /* NULL: never opened. */
 struct fuse_node *fuse_node_find(struct fuse_server *server, thin_id_t id);
-void fuse_nodes_destroy(struct fuse_server *server);
+void fuse_nodes_destroy(struct fuse_server *server) TP_TAKES(fuse);
 
 /* A handle on @v, whose reference passes to the node on success. */
 int fuse_node_open(struct fuse_server *server, struct volume *v, bool for_writing)
-	TP_EXCLUDES(lc_catalog, lc_fuse) TP_MUST_CHECK;
-void fuse_node_close(struct fuse_server *server, thin_id_t id) TP_EXCLUDES(lc_catalog, lc_fuse);
+	TP_TAKES(catalog) TP_MUST_CHECK;
+void fuse_node_close(struct fuse_server *server, thin_id_t id) TP_TAKES(fuse);
 
 /* Remember that an open volume is being written to: what st_mtime tells. */
 void fuse_node_modified(struct fuse_server *server, thin_id_t id);
@@ -280,7 +280,7 @@ void fuse_node_touch(struct fuse_server *server, const struct volume_info *info)
  * slot->reference.
  */
 int fuse_volume_of(struct fuse_slot *slot, thin_id_t id, struct volume **ret_v)
-	TP_EXCLUDES(lc_catalog) TP_MUST_CHECK;
+	TP_TAKES(catalog) TP_MUST_CHECK;
 
 void fuse_volume_attr(struct fuse_server *server, const struct volume_info *info,
 		      struct stat *ret_attr);
@@ -293,10 +293,11 @@ void fuse_virtual_attr(struct fuse_server *server, fuse_ino_t ino, struct stat *
 /* 0: no such file. */
 fuse_ino_t fuse_virtual_lookup(struct fuse_server *server, const char *name);
 bool fuse_virtual_exists(struct fuse_server *server, fuse_ino_t ino);
-void fuse_virtual_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
-void fuse_virtual_read(fuse_req_t req, size_t size, off_t offset, struct fuse_file_info *fi);
-void fuse_virtual_release(fuse_req_t req, struct fuse_file_info *fi);
-void fuse_virtual_destroy(struct fuse_server *server);
+void fuse_virtual_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi) TP_TAKES(fuse);
+void fuse_virtual_read(fuse_req_t req, size_t size, off_t offset, struct fuse_file_info *fi)
+	TP_TAKES(fuse);
+void fuse_virtual_release(fuse_req_t req, struct fuse_file_info *fi) TP_TAKES(fuse);
+void fuse_virtual_destroy(struct fuse_server *server) TP_TAKES(fuse);
 
 /* ---- fuse-io.c ---- */
 
@@ -304,30 +305,32 @@ void fuse_virtual_destroy(struct fuse_server *server);
 int fuse_reply_open_volume(struct fuse_slot *slot, const struct fuse_entry_param *entry,
 			   thin_id_t id);
 
-void fuse_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
-void fuse_op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void fuse_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi) TP_TAKES(catalog);
+void fuse_op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi) TP_TAKES(fuse);
 void fuse_op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset,
-		  struct fuse_file_info *fi);
+		  struct fuse_file_info *fi) TP_TAKES(throttle);
 void fuse_op_write(fuse_req_t req, fuse_ino_t ino, const char *buffer, size_t size, off_t offset,
-		   struct fuse_file_info *fi);
-void fuse_op_fsync(fuse_req_t req, fuse_ino_t ino, int data_only, struct fuse_file_info *fi);
+		   struct fuse_file_info *fi) TP_TAKES(throttle);
+void fuse_op_fsync(fuse_req_t req, fuse_ino_t ino, int data_only, struct fuse_file_info *fi)
+	TP_TAKES(throttle);
 void fuse_op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset, off_t length,
-		       struct fuse_file_info *fi);
+		       struct fuse_file_info *fi) TP_TAKES(throttle);
 void fuse_op_lseek(fuse_req_t req, fuse_ino_t ino, off_t offset, int whence,
-		   struct fuse_file_info *fi);
+		   struct fuse_file_info *fi) TP_TAKES(throttle);
 
 /* ---- fuse-xattr.c ---- */
 
-void fuse_op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size);
-void fuse_op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size);
+void fuse_op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
+	TP_TAKES(catalog);
+void fuse_op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size) TP_TAKES(catalog);
 void fuse_op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value,
-		      size_t size, int flags);
+		      size_t size, int flags) TP_TAKES(pool);
 void fuse_op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name);
 
 /* ---- fuse-fs.c ---- */
 
 /* Answer a command that returns nothing but its outcome: for pool_command.done. */
-void fuse_command_done(struct pool_command *cmd, int r);
+void fuse_command_done(struct pool_command *cmd, int r) TP_TAKES(fuse);
 
 /* All operations; those of fuse-io.c included. */
 extern const struct fuse_lowlevel_ops fuse_operations;
@@ -336,6 +339,6 @@ extern const struct fuse_lowlevel_ops fuse_operations;
 
 int fuse_notifier_start(struct fuse_server *server) TP_MUST_CHECK;
 void fuse_notifier_stop(struct fuse_server *server) TP_EXCLUDES_ALL;
-void fuse_notices_destroy(struct fuse_server *server) TP_EXCLUDES(lc_fuse);
+void fuse_notices_destroy(struct fuse_server *server) TP_TAKES(fuse);
 
 #endif

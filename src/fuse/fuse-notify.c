@@ -46,7 +46,7 @@ static void forget_content(struct fuse_server *server, thin_id_t id)
 	(void)fuse_lowlevel_notify_inval_inode(server->session, thin_id_ino(id), 0, 0);
 }
 
-static void forget_all_contents(struct fuse_server *server)
+static void forget_all_contents(struct fuse_server *server) TP_TAKES(catalog)
 {
 	struct volume_info info = { .id = 0 };
 

@@ -153,7 +153,7 @@ void fuse_slot_end(struct fuse_slot *slot)
 	unlock_fuse(&w->lock);
 }
 
-static void trim_free_slots(struct fuse_worker *w)
+static void trim_free_slots(struct fuse_worker *w) TP_TAKES(fuse)
 {
 	struct fuse_slot *slot;
 
@@ -303,7 +303,7 @@ static void connection_ready(struct io_watch *watch, short revents)
 }
 
 /* Watch the connection while there is a slot to read into (R2) and it is worth while. */
-static void update_watch(struct fuse_worker *w)
+static void update_watch(struct fuse_worker *w) TP_TAKES(fuse)
 {
 	if (atomic_load(&w->resting)) {
 		unwatch(w);
@@ -327,7 +327,7 @@ static bool going_on(const struct fuse_server *server)
 }
 
 /* Service is over: wait for the answers that are still owed. */
-static void finish(struct fuse_worker *w)
+static void finish(struct fuse_worker *w) TP_TAKES(bufio)
 {
 	unwatch(w);
 	for (;;) {
@@ -339,7 +339,7 @@ static void finish(struct fuse_worker *w)
 }
 
 /* Other threads wake the queue under the lock, so that it is not destroyed under their hands. */
-static void set_queue(struct fuse_worker *w, struct io_queue *q)
+static void set_queue(struct fuse_worker *w, struct io_queue *q) TP_TAKES(fuse)
 {
 	lock_fuse(&w->lock);
 	w->queue = q;

@@ -83,23 +83,20 @@ int fuse_server_end_fd(const struct fuse_server *server);
 void fuse_server_stop(struct fuse_server *server, uint64_t grace_usec) TP_EXCLUDES_ALL;
 
 /* After fuse_server_stop() and the last event.  NULL is allowed.  Returns NULL. */
-struct fuse_server *fuse_server_destroy(struct fuse_server *server);
+struct fuse_server *fuse_server_destroy(struct fuse_server *server) TP_TAKES(fuse);
 
 /*
  * Make the kernel forget what @event says has changed.  Only queues: for pool_options.event.  May
  * be called with any lock held that comes before lc_fuse.
  */
-void fuse_server_event(struct fuse_server *server, const struct pool_event *event)
-	TP_EXCLUDES(lc_fuse);
+void fuse_server_event(struct fuse_server *server, const struct pool_event *event) TP_TAKES(fuse);
 
 /*
  * Ask the kernel to write back and drop the cached pages of all volumes, and wait for that: dirty
  * pages (of shared mappings) come back as writes, which the pool's worker may have to serve.
  * Not from a thread that serves I/O.
  */
-void fuse_server_drop_pages(struct fuse_server *server)
-	TP_EXCLUDES(lc_throttle, lc_catalog, lc_pool, lc_prison, lc_meta_root, lc_block, lc_tm,
-		    lc_bufio, lc_bufio_lru, lc_io, lc_fuse);
+void fuse_server_drop_pages(struct fuse_server *server) TP_TAKES(completion);
 
 struct fuse_server_stats {              /* since the mount */
 	uint64_t requests, handed_over; /* read from the kernel; ended by another thread */
@@ -108,6 +105,6 @@ struct fuse_server_stats {              /* since the mount */
 	unsigned open_volumes;
 };
 void fuse_server_get_stats(struct fuse_server *server, struct fuse_server_stats *ret_stats)
-	TP_EXCLUDES(lc_fuse);
+	TP_TAKES(fuse);
 
 #endif

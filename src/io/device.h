@@ -20,6 +20,7 @@
 
 #include "io/io-queue.h"
 #include "util/compiler.h"
+#include "util/lock-class.h"
 
 struct io_device;
 
@@ -89,13 +90,15 @@ static inline const char *io_device_name(const struct io_device *dev)
 }
 
 /* Blocking forms, for callers that may sleep and for tools.  Alignment rules hold. */
-int io_device_read(struct io_device *dev, void *buffer, uint64_t length,
-		   uint64_t offset) TP_MUST_CHECK;
-int io_device_write(struct io_device *dev, const void *buffer, uint64_t length,
-		    uint64_t offset) TP_MUST_CHECK;
-int io_device_flush(struct io_device *dev) TP_MUST_CHECK;
-int io_device_discard(struct io_device *dev, uint64_t offset, uint64_t length) TP_MUST_CHECK;
-int io_device_zero(struct io_device *dev, uint64_t offset, uint64_t length) TP_MUST_CHECK;
+int io_device_read(struct io_device *dev, void *buffer, uint64_t length, uint64_t offset)
+	TP_TAKES(bufio) TP_MUST_CHECK;
+int io_device_write(struct io_device *dev, const void *buffer, uint64_t length, uint64_t offset)
+	TP_TAKES(bufio) TP_MUST_CHECK;
+int io_device_flush(struct io_device *dev) TP_TAKES(bufio) TP_MUST_CHECK;
+int io_device_discard(struct io_device *dev, uint64_t offset, uint64_t length)
+	TP_TAKES(bufio) TP_MUST_CHECK;
+int io_device_zero(struct io_device *dev, uint64_t offset, uint64_t length)
+	TP_TAKES(bufio) TP_MUST_CHECK;
 
 /*
  * Is the range known to read as zeros without looking at it (a hole or an

@@ -77,10 +77,10 @@ static inline void io_request_set_buffer(struct io_request *io, void *buffer, ui
 int io_queue_create(unsigned depth, struct io_queue **ret_q) TP_MUST_CHECK;
 
 /* Waits for everything in flight (calling back).  NULL is allowed.  Returns NULL. */
-struct io_queue *io_queue_destroy(struct io_queue *q);
+struct io_queue *io_queue_destroy(struct io_queue *q) TP_TAKES(bufio);
 
 /* The calling thread's own queue: made at first use, destroyed when the thread ends. */
-int io_queue_self(struct io_queue **ret_q) TP_MUST_CHECK;
+int io_queue_self(struct io_queue **ret_q) TP_TAKES(bufio) TP_MUST_CHECK;
 
 /* Never blocks and never fails: what goes wrong is told to @done. */
 void io_queue_submit(struct io_queue *q, struct io_request *io);
@@ -94,7 +94,7 @@ void io_queue_kick(struct io_queue *q);
  * callbacks made, which is 0 after a timeout, a wake or a signal.  May be called from a
  * callback of the same queue.
  */
-unsigned io_queue_run(struct io_queue *q, uint64_t timeout_usec);
+unsigned io_queue_run(struct io_queue *q, uint64_t timeout_usec) TP_TAKES(bufio);
 
 /* Requests submitted and not yet called back. */
 unsigned io_queue_in_flight(const struct io_queue *q);

@@ -63,17 +63,17 @@ mblock_t bm_nr_blocks(const struct block_manager *bm);
 
 /* Lock for reading; the thread sleeps for the I/O. */
 int bm_read_lock(struct block_manager *bm, mblock_t b, const struct block_validator *v,
-		 struct locked_block **ret_lb) TP_MUST_CHECK;
+		 struct locked_block **ret_lb) TP_TAKES(bufio) TP_MUST_CHECK;
 /* The same without I/O. */
 int bm_read_try_lock(struct block_manager *bm, mblock_t b, const struct block_validator *v,
-		     struct locked_block **ret_lb) TP_MUST_CHECK;
+		     struct locked_block **ret_lb) TP_TAKES(bufio) TP_MUST_CHECK;
 /* For changing it; marks it dirty at unlock. */
 int bm_write_lock(struct block_manager *bm, mblock_t b, const struct block_validator *v,
-		  struct locked_block **ret_lb) TP_MUST_CHECK;
+		  struct locked_block **ret_lb) TP_TAKES(bufio) TP_MUST_CHECK;
 /* A new block: not read, all zeros. */
 int bm_write_lock_zero(struct block_manager *bm, mblock_t b, const struct block_validator *v,
-		       struct locked_block **ret_lb) TP_MUST_CHECK;
-void bm_unlock(struct locked_block *lb);
+		       struct locked_block **ret_lb) TP_TAKES(bufio) TP_MUST_CHECK;
+void bm_unlock(struct locked_block *lb) TP_TAKES(bufio);
 
 mblock_t block_location(const struct locked_block *lb);
 const void *block_data(const struct locked_block *lb);
@@ -83,24 +83,25 @@ void *block_data_mut(struct locked_block *lb); /* write-locked only */
  * Block 0 exactly as it lies on the device, without validation: to tell an unformatted
  * device (all zeros) from a damaged one.  @data: METADATA_BLOCK_SIZE bytes, 4096-aligned.
  */
-int bm_read_raw(struct block_manager *bm, mblock_t b, void *data) TP_MUST_CHECK;
+int bm_read_raw(struct block_manager *bm, mblock_t b, void *data) TP_TAKES(bufio) TP_MUST_CHECK;
 
 /* Write all dirty blocks, wait, flush the device.  -EPERM when read-only. */
-int bm_flush(struct block_manager *bm) TP_MUST_CHECK;
+int bm_flush(struct block_manager *bm) TP_TAKES(bufio) TP_MUST_CHECK;
 
 /* See bufio_client_reset(): same preconditions. */
-void bm_reset(struct block_manager *bm) TP_REQUIRES(lc_meta_root);
+void bm_reset(struct block_manager *bm) TP_REQUIRES(lc_meta_root) TP_TAKES(bufio);
 
-void bm_prefetch(struct block_manager *bm, mblock_t b, unsigned nr_blocks);
+void bm_prefetch(struct block_manager *bm, mblock_t b, unsigned nr_blocks) TP_TAKES(bufio);
 
 /* See bufio_read_async(). @done may be called by any thread, with no lock held. */
 struct block_waiter {
 	void (*done)(struct block_waiter *w, int r);
 	uintptr_t opaque[4]; /* private to pdata/ */
 };
-int bm_read_async(struct block_manager *bm, mblock_t b, struct block_waiter *w) TP_MUST_CHECK;
+int bm_read_async(struct block_manager *bm, mblock_t b, struct block_waiter *w)
+	TP_TAKES(bufio) TP_MUST_CHECK;
 
-void bm_forget(struct block_manager *bm, mblock_t b);
+void bm_forget(struct block_manager *bm, mblock_t b) TP_TAKES(bufio);
 
 /* Write locks and flushes return -EPERM from now on, or no longer do. */
 void bm_set_read_only(struct block_manager *bm, bool read_only);
@@ -111,7 +112,7 @@ struct bm_stats { /* as struct bufio_stats, which layers above do not see */
 	uint64_t hits, misses, reads, writes, shrunk_buffers, resets;
 };
 void bm_get_stats(struct block_manager *bm, struct bm_stats *ret_stats);
-void bm_set_cache_limit(struct block_manager *bm, uint64_t bytes);
+void bm_set_cache_limit(struct block_manager *bm, uint64_t bytes) TP_TAKES(bufio);
 
 /* Checksum of a block of this type, as it belongs at byte 0. */
 uint32_t bm_checksum(const void *data, uint32_t csum_xor);

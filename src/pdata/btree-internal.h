@@ -19,6 +19,7 @@
 
 #include "pdata/btree.h"
 #include "util/le.h"
+#include "util/lock-class.h"
 
 /* Mapping trees have two; recursion over levels is bounded by it. */
 #define BTREE_MAX_LEVELS 2
@@ -214,11 +215,13 @@ struct leaf_place {
  * below all.  @wait false: no I/O, -EWOULDBLOCK and *@ret_missing.
  */
 int btree_find_leaf(const struct btree_info *info, unsigned level, mblock_t root, uint64_t key,
-		    bool wait, struct leaf_place *ret_place, mblock_t *ret_missing) TP_MUST_CHECK;
+		    bool wait, struct leaf_place *ret_place, mblock_t *ret_missing)
+	TP_TAKES(bufio) TP_MUST_CHECK;
 
 /* Root of the innermost tree that keys[0 .. levels - 1) lead to.  -ENODATA */
 int btree_find_inner_root(const struct btree_info *info, mblock_t root, const uint64_t *keys,
-			  bool wait, mblock_t *ret_root, mblock_t *ret_missing) TP_MUST_CHECK;
+			  bool wait, mblock_t *ret_root, mblock_t *ret_missing)
+	TP_TAKES(bufio) TP_MUST_CHECK;
 
 /* ---- the way down, for the mutator: btree-spine.c ---- */
 
@@ -238,22 +241,22 @@ struct btree_spine {
 };
 
 /* Shadow the root.  After an error of any call: spine_end(). */
-int spine_begin(struct btree_spine *s, const struct btree_info *info, unsigned level,
-		mblock_t root) TP_MUST_CHECK;
+int spine_begin(struct btree_spine *s, const struct btree_info *info, unsigned level, mblock_t root)
+	TP_TAKES(bufio) TP_MUST_CHECK;
 /* Shadow child @i of the node and go there; the parent is let go. */
-int spine_step(struct btree_spine *s, unsigned i) TP_MUST_CHECK;
+int spine_step(struct btree_spine *s, unsigned i) TP_TAKES(bufio) TP_MUST_CHECK;
 /* Stay below the same parent, but at its child @i. */
-int spine_restep(struct btree_spine *s, unsigned i) TP_MUST_CHECK;
+int spine_restep(struct btree_spine *s, unsigned i) TP_TAKES(bufio) TP_MUST_CHECK;
 /* Back to the parent; its own parent is not known any more. */
-void spine_up(struct btree_spine *s);
-void spine_end(struct btree_spine *s);
+void spine_up(struct btree_spine *s) TP_TAKES(bufio);
+void spine_end(struct btree_spine *s) TP_TAKES(bufio);
 
 /* Sibling @i of the node, below the same parent, read-locked and found to be of its kind. */
-int spine_read_sibling(struct btree_spine *s, unsigned i,
-		       struct locked_block **ret_lb) TP_MUST_CHECK;
+int spine_read_sibling(struct btree_spine *s, unsigned i, struct locked_block **ret_lb)
+	TP_TAKES(bufio) TP_MUST_CHECK;
 /* The same, shadowed. */
-int spine_shadow_sibling(struct btree_spine *s, unsigned i,
-			 struct locked_block **ret_lb) TP_MUST_CHECK;
+int spine_shadow_sibling(struct btree_spine *s, unsigned i, struct locked_block **ret_lb)
+	TP_TAKES(bufio) TP_MUST_CHECK;
 
 /*
  * Shadow the way to the leaf with @key, which must exist, without changing any node's
@@ -261,11 +264,11 @@ int spine_shadow_sibling(struct btree_spine *s, unsigned i,
  * nothing stays locked.
  */
 int spine_to_leaf(const struct btree_info *info, unsigned level, mblock_t root, uint64_t key,
-		  mblock_t *ret_root, mblock_t *ret_leaf, unsigned *ret_index,
-		  mblock_t *ret_child) TP_MUST_CHECK;
+		  mblock_t *ret_root, mblock_t *ret_leaf, unsigned *ret_index, mblock_t *ret_child)
+	TP_TAKES(bufio) TP_MUST_CHECK;
 
 /* Store @child in entry @index of the shadow @leaf: it needs no count, it replaced the old one. */
-int spine_patch_leaf(const struct btree_info *info, mblock_t leaf, unsigned index,
-		     mblock_t child) TP_MUST_CHECK;
+int spine_patch_leaf(const struct btree_info *info, mblock_t leaf, unsigned index, mblock_t child)
+	TP_TAKES(bufio) TP_MUST_CHECK;
 
 #endif

@@ -21,6 +21,7 @@
 #define TP_PDATA_BTREE_H
 
 #include "pdata/transaction-manager.h"
+#include "util/lock-class.h"
 
 /* Enough for 2^64 keys at minimum fill; deeper is damage. */
 #define BTREE_MAX_DEPTH 16
@@ -44,21 +45,21 @@ struct btree_info {
 	struct btree_value_type value_type;
 };
 
-int btree_empty(const struct btree_info *info, mblock_t *ret_root) TP_MUST_CHECK;
+int btree_empty(const struct btree_info *info, mblock_t *ret_root) TP_TAKES(bufio) TP_MUST_CHECK;
 
 /* Release the tree: its blocks where nobody else has them, and then what its values refer to. */
-int btree_del(const struct btree_info *info, mblock_t root) TP_MUST_CHECK;
+int btree_del(const struct btree_info *info, mblock_t root) TP_TAKES(bufio) TP_MUST_CHECK;
 
 int btree_lookup(const struct btree_info *info, mblock_t root, const uint64_t *keys,
-		 void *ret_value) TP_MUST_CHECK;
+		 void *ret_value) TP_TAKES(bufio) TP_MUST_CHECK;
 
 /* Without I/O: -EWOULDBLOCK and the missing block. */
 int btree_try_lookup(const struct btree_info *info, mblock_t root, const uint64_t *keys,
-		     void *ret_value, mblock_t *ret_missing) TP_MUST_CHECK;
+		     void *ret_value, mblock_t *ret_missing) TP_TAKES(bufio) TP_MUST_CHECK;
 
 /* The smallest innermost key >= keys[levels - 1] (the outer keys must match), and its value. */
 int btree_lookup_next(const struct btree_info *info, mblock_t root, const uint64_t *keys,
-		      uint64_t *ret_key, void *ret_value) TP_MUST_CHECK;
+		      uint64_t *ret_key, void *ret_value) TP_TAKES(bufio) TP_MUST_CHECK;
 
 /* Single-level trees: one descent collects the entries of the leaf with keys >= @key and < @end. */
 struct btree_run {
@@ -71,35 +72,38 @@ struct btree_run {
  */
 int btree_lookup_run(const struct btree_info *info, mblock_t root, uint64_t key, uint64_t end,
 		     bool block, unsigned max, uint64_t *keys, void *values,
-		     struct btree_run *ret_run, mblock_t *ret_missing) TP_MUST_CHECK;
+		     struct btree_run *ret_run, mblock_t *ret_missing)
+	TP_TAKES(bufio) TP_MUST_CHECK;
 
 /*
  * *@ret_inserted: the key was new.  May be NULL.  The caller provides the value's reference,
  * unless it overwrites a value that is equal.  An outer key that is missing gets an empty tree.
  */
 int btree_insert(const struct btree_info *info, mblock_t root, const uint64_t *keys,
-		 const void *value, mblock_t *ret_root, bool *ret_inserted) TP_MUST_CHECK;
+		 const void *value, mblock_t *ret_root, bool *ret_inserted)
+	TP_TAKES(bufio) TP_MUST_CHECK;
 
 int btree_remove(const struct btree_info *info, mblock_t root, const uint64_t *keys,
-		 mblock_t *ret_root) TP_MUST_CHECK;
+		 mblock_t *ret_root) TP_TAKES(bufio) TP_MUST_CHECK;
 
 /*
  * Remove innermost keys in [keys[levels - 1], end) of one leaf: as many as that leaf has.
  * *@ret_nr counts them; -ENODATA: there are none at all in the range any more.
  */
 int btree_remove_leaves(const struct btree_info *info, mblock_t root, const uint64_t *keys,
-			uint64_t end, mblock_t *ret_root, unsigned *ret_nr) TP_MUST_CHECK;
+			uint64_t end, mblock_t *ret_root, unsigned *ret_nr)
+	TP_TAKES(bufio) TP_MUST_CHECK;
 
 /* Innermost keys of a single-level tree, or outermost of several; -ENODATA: empty. */
-int btree_find_lowest_key(const struct btree_info *info, mblock_t root,
-			  uint64_t *ret_key) TP_MUST_CHECK;
-int btree_find_highest_key(const struct btree_info *info, mblock_t root,
-			   uint64_t *ret_key) TP_MUST_CHECK;
+int btree_find_lowest_key(const struct btree_info *info, mblock_t root, uint64_t *ret_key)
+	TP_TAKES(bufio) TP_MUST_CHECK;
+int btree_find_highest_key(const struct btree_info *info, mblock_t root, uint64_t *ret_key)
+	TP_TAKES(bufio) TP_MUST_CHECK;
 
 /* Call @fn for each entry of a single-level tree in key order until it returns non-zero. */
 int btree_walk(const struct btree_info *info, mblock_t root,
-	       int (*fn)(void *context, uint64_t key, const void *value),
-	       void *context) TP_MUST_CHECK;
+	       int (*fn)(void *context, uint64_t key, const void *value), void *context)
+	TP_TAKES(bufio) TP_MUST_CHECK;
 
 extern const struct block_validator btree_node_validator;
 

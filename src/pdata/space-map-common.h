@@ -21,6 +21,7 @@
 #include "pdata/space-map.h"
 #include "pdata/sparse-bitmap.h"
 #include "pdata/transaction-manager.h"
+#include "util/lock-class.h"
 
 struct sm_ll;
 
@@ -86,27 +87,30 @@ void sm_ll_init(struct sm_ll *ll, struct transaction_manager *tm, const struct s
 void sm_ll_exit(struct sm_ll *ll);
 
 /* Empty index, then empty overflow tree; no blocks yet. */
-int sm_ll_create(struct sm_ll *ll) TP_MUST_CHECK;
+int sm_ll_create(struct sm_ll *ll) TP_TAKES(bufio) TP_MUST_CHECK;
 int sm_ll_open(struct sm_ll *ll, const struct disk_sm_root *root) TP_MUST_CHECK;
-int sm_ll_extend(struct sm_ll *ll, uint64_t extra_blocks) TP_MUST_CHECK;
+int sm_ll_extend(struct sm_ll *ll, uint64_t extra_blocks) TP_TAKES(bufio) TP_MUST_CHECK;
 
 /* -EINVAL (logged) unless begin <= end <= nr_blocks. */
 int sm_ll_check_range(const struct sm_ll *ll, uint64_t begin, uint64_t end) TP_MUST_CHECK;
 
 /* What the bitmap says: 0, 1, 2, or 3 for more. */
-int sm_ll_get_bits(struct sm_ll *ll, uint64_t b, unsigned *ret_bits) TP_MUST_CHECK;
-int sm_ll_get_count(struct sm_ll *ll, uint64_t b, uint32_t *ret_count) TP_MUST_CHECK;
+int sm_ll_get_bits(struct sm_ll *ll, uint64_t b, unsigned *ret_bits) TP_TAKES(bufio) TP_MUST_CHECK;
+int sm_ll_get_count(struct sm_ll *ll, uint64_t b, uint32_t *ret_count)
+	TP_TAKES(bufio) TP_MUST_CHECK;
 
-int sm_ll_change(struct sm_ll *ll, uint64_t begin, uint64_t end, enum sm_change how) TP_MUST_CHECK;
+int sm_ll_change(struct sm_ll *ll, uint64_t begin, uint64_t end, enum sm_change how)
+	TP_TAKES(bufio) TP_MUST_CHECK;
 
 /* Search from the cursor on, wrapping at @end, and move the cursor behind what was found. */
-int sm_ll_find_new(struct sm_ll *ll, uint64_t end, uint64_t *ret_b) TP_MUST_CHECK;
+int sm_ll_find_new(struct sm_ll *ll, uint64_t end, uint64_t *ret_b) TP_TAKES(bufio) TP_MUST_CHECK;
 
 /* Blocks that sm_ll_find_new() could hand out now. */
-int sm_ll_nr_free(struct sm_ll *ll, uint64_t *ret_count) TP_MUST_CHECK;
+int sm_ll_nr_free(struct sm_ll *ll, uint64_t *ret_count) TP_TAKES(bufio) TP_MUST_CHECK;
 
 /* One bit a block of bitmap @i: could it be handed out?  @ret_groups has BITMAP_GROUPS words. */
-int sm_ll_available(struct sm_ll *ll, uint64_t i, uint64_t *ret_groups) TP_MUST_CHECK;
+int sm_ll_available(struct sm_ll *ll, uint64_t i, uint64_t *ret_groups)
+	TP_TAKES(bufio) TP_MUST_CHECK;
 
 int sm_ll_commit(struct sm_ll *ll) TP_MUST_CHECK;
 void sm_ll_copy_root(const struct sm_ll *ll, struct disk_sm_root *ret_root);
@@ -134,9 +138,9 @@ static inline unsigned entries_below(uint64_t i, uint64_t nr_blocks)
 
 int sm_ll_find_entry(struct sm_ll *ll, uint64_t i, struct sm_index_entry **ret_entry) TP_MUST_CHECK;
 /* Make the entry's numbers exact. */
-int sm_ll_count_entry(struct sm_ll *ll, struct sm_index_entry *entry) TP_MUST_CHECK;
-int sm_ll_read_bitmap(struct sm_ll *ll, mblock_t bitmap,
-		      struct locked_block **ret_lb) TP_MUST_CHECK;
+int sm_ll_count_entry(struct sm_ll *ll, struct sm_index_entry *entry) TP_TAKES(bufio) TP_MUST_CHECK;
+int sm_ll_read_bitmap(struct sm_ll *ll, mblock_t bitmap, struct locked_block **ret_lb)
+	TP_TAKES(bufio) TP_MUST_CHECK;
 
 extern const struct block_validator bitmap_validator;
 

@@ -17,11 +17,12 @@
 
 #include "pdata/space-map.h"
 #include "thinpoold/types.h"
+#include "util/lock-class.h"
 
 struct transaction_manager;
 
-int sm_disk_create(struct transaction_manager *tm, dblock_t nr_blocks,
-		   struct space_map **ret_sm) TP_MUST_CHECK;
+int sm_disk_create(struct transaction_manager *tm, dblock_t nr_blocks, struct space_map **ret_sm)
+	TP_TAKES(bufio) TP_MUST_CHECK;
 int sm_disk_open(struct transaction_manager *tm, const struct disk_sm_root *root,
 		 struct space_map **ret_sm) TP_MUST_CHECK;
 
@@ -30,16 +31,17 @@ int sm_disk_open(struct transaction_manager *tm, const struct disk_sm_root *root
  * Consecutive calls give consecutive blocks where they are free.  Reserved blocks do not
  * count as free.  -ENOSPC.
  */
-int sm_disk_reserve_block(struct space_map *sm, dblock_t *ret_b) TP_MUST_CHECK;
+int sm_disk_reserve_block(struct space_map *sm, dblock_t *ret_b) TP_TAKES(bufio) TP_MUST_CHECK;
 
 /* Take [begin, end), all free now, out of allocation.  -EINVAL if one is in use or reserved. */
-int sm_disk_reserve_range(struct space_map *sm, dblock_t begin, dblock_t end) TP_MUST_CHECK;
+int sm_disk_reserve_range(struct space_map *sm, dblock_t begin, dblock_t end)
+	TP_TAKES(bufio) TP_MUST_CHECK;
 
 /* Put reserved blocks back; a block inside the range that is not reserved is passed over. */
 void sm_disk_unreserve_range(struct space_map *sm, dblock_t begin, dblock_t end);
 
 /* The block was reserved and gets its first user: count 1, no longer reserved. */
-int sm_disk_use_reserved(struct space_map *sm, dblock_t b) TP_MUST_CHECK;
+int sm_disk_use_reserved(struct space_map *sm, dblock_t b) TP_TAKES(bufio) TP_MUST_CHECK;
 
 /*
  * Runs of blocks freed by the transaction just committed (call it after the commit):
@@ -51,6 +53,6 @@ void sm_disk_take_freed(struct space_map *sm, void (*fn)(void *ctx, dblock_t beg
 
 /* Next run of blocks free in both states and not reserved, from @from on; -ENODATA: none. */
 int sm_disk_next_free_run(struct space_map *sm, dblock_t from, dblock_t *ret_begin,
-			  dblock_t *ret_end) TP_MUST_CHECK;
+			  dblock_t *ret_end) TP_TAKES(bufio) TP_MUST_CHECK;
 
 #endif

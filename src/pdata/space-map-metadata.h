@@ -9,6 +9,7 @@
 
 #include "pdata/space-map.h"
 #include "thinpoold/types.h"
+#include "util/lock-class.h"
 
 struct transaction_manager;
 
@@ -17,7 +18,7 @@ struct space_map *sm_metadata_init(void);
 
 /* Format: the map of @nr_blocks, its own blocks handed out from block @first on (1). */
 int sm_metadata_create(struct space_map *sm, struct transaction_manager *tm, mblock_t nr_blocks,
-		       mblock_t first) TP_MUST_CHECK;
+		       mblock_t first) TP_TAKES(bufio) TP_MUST_CHECK;
 
 int sm_metadata_open(struct space_map *sm, struct transaction_manager *tm,
 		     const struct disk_sm_root *root) TP_MUST_CHECK;

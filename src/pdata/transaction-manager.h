@@ -17,6 +17,7 @@
 
 #include "pdata/block-manager.h"
 #include "pdata/space-map.h"
+#include "util/lock-class.h"
 
 struct transaction_manager;
 
@@ -29,7 +30,7 @@ struct block_manager *tm_block_manager(struct transaction_manager *tm);
 
 /* A new block, zeroed and write-locked, count 1. */
 int tm_new_block(struct transaction_manager *tm, const struct block_validator *v,
-		 struct locked_block **ret_lb) TP_MUST_CHECK;
+		 struct locked_block **ret_lb) TP_TAKES(bufio) TP_MUST_CHECK;
 
 /*
  * A write-locked block with the content of @orig that may be changed: @orig itself if it was
@@ -38,19 +39,20 @@ int tm_new_block(struct transaction_manager *tm, const struct block_validator *v
  * increments everything the block points at, because two blocks now do.
  */
 int tm_shadow_block(struct transaction_manager *tm, mblock_t orig, const struct block_validator *v,
-		    struct locked_block **ret_lb, bool *ret_inc) TP_MUST_CHECK;
+		    struct locked_block **ret_lb, bool *ret_inc) TP_TAKES(bufio) TP_MUST_CHECK;
 
 int tm_read_lock(struct transaction_manager *tm, mblock_t b, const struct block_validator *v,
-		 struct locked_block **ret_lb) TP_MUST_CHECK;
+		 struct locked_block **ret_lb) TP_TAKES(bufio) TP_MUST_CHECK;
 /* -EWOULDBLOCK instead of I/O; then *@ret_missing is the block to read (bm_read_async()). */
 int tm_read_try_lock(struct transaction_manager *tm, mblock_t b, const struct block_validator *v,
-		     struct locked_block **ret_lb, mblock_t *ret_missing) TP_MUST_CHECK;
-void tm_unlock(struct transaction_manager *tm, struct locked_block *lb);
+		     struct locked_block **ret_lb, mblock_t *ret_missing)
+	TP_TAKES(bufio) TP_MUST_CHECK;
+void tm_unlock(struct transaction_manager *tm, struct locked_block *lb) TP_TAKES(bufio);
 
 int tm_inc(struct transaction_manager *tm, mblock_t b) TP_MUST_CHECK;
 int tm_inc_range(struct transaction_manager *tm, mblock_t begin, mblock_t end) TP_MUST_CHECK;
 /* A block whose count falls to 0 leaves the cache. */
-int tm_dec(struct transaction_manager *tm, mblock_t b) TP_MUST_CHECK;
+int tm_dec(struct transaction_manager *tm, mblock_t b) TP_TAKES(bufio) TP_MUST_CHECK;
 int tm_ref(struct transaction_manager *tm, mblock_t b, uint32_t *ret_count) TP_MUST_CHECK;
 int tm_block_is_shared(struct transaction_manager *tm, mblock_t b, bool *ret_shared) TP_MUST_CHECK;
 
@@ -65,7 +67,7 @@ int tm_block_is_shared(struct transaction_manager *tm, mblock_t b, bool *ret_sha
  *   tm_flush()        shared     the superblock written and flushed
  */
 int tm_pre_commit(struct transaction_manager *tm) TP_MUST_CHECK;
-int tm_flush(struct transaction_manager *tm) TP_MUST_CHECK;
+int tm_flush(struct transaction_manager *tm) TP_TAKES(bufio) TP_MUST_CHECK;
 void tm_end_transaction(struct transaction_manager *tm);
 
 #endif

@@ -108,7 +108,7 @@ static int make_room(struct pool *pool, struct pool_command *cmd, const thin_id_
 /* ---- changing things ---- */
 
 /* The record of @v follows what the table says.  An error has aborted the transaction. */
-static int put_record(struct pool *pool, struct volume *v)
+static int put_record(struct pool *pool, struct volume *v) TP_TAKES(throttle)
 {
 	struct catalog_record rec;
 	int r;
@@ -162,7 +162,7 @@ static int unlink_volume(struct pool *pool, struct volume *v)
  * The device of @rec has been created in the open transaction: give it a volume and a record.
  * Its id is reserved.  An error has aborted the transaction.
  */
-static int add_volume(struct pool *pool, const struct catalog_record *rec)
+static int add_volume(struct pool *pool, const struct catalog_record *rec) TP_TAKES(throttle)
 {
 	struct volume *v;
 	int r;
@@ -182,7 +182,7 @@ static int add_volume(struct pool *pool, const struct catalog_record *rec)
 	return put_record(pool, v);
 }
 
-static int reserve_id(struct pool *pool, struct pool_command *cmd, thin_id_t id)
+static int reserve_id(struct pool *pool, struct pool_command *cmd, thin_id_t id) TP_TAKES(catalog)
 {
 	int r;
 

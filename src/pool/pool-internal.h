@@ -20,6 +20,7 @@
 #include "pool/pool.h"
 #include "pool/volume.h"
 #include "thin/thin-metadata.h"
+#include "util/lock-class.h"
 #include "util/log.h"
 
 struct prison;
@@ -111,7 +112,7 @@ struct volume {
  * any more (no request is in flight then).
  */
 void volume_io_init(struct volume *v, struct pool *pool, struct thin_device *td,
-		    uint64_t size_bytes);
+		    uint64_t size_bytes) TP_TAKES(pool);
 void volume_io_destroy(struct volume *v);
 
 /*
@@ -122,15 +123,15 @@ void volume_io_destroy(struct volume *v);
  * go on; a commit may happen if metadata space is short.  The error (-EIO) says that
  * metadata failed meanwhile; the gate is closed anyway.
  */
-int pool_quiesce_volume(struct pool *pool, struct volume *v) TP_EXCLUDES_ALL TP_MUST_CHECK;
-void pool_resume_volume(struct pool *pool, struct volume *v) TP_EXCLUDES_ALL;
+int pool_quiesce_volume(struct pool *pool, struct volume *v) TP_TAKES(throttle) TP_MUST_CHECK;
+void pool_resume_volume(struct pool *pool, struct volume *v) TP_TAKES(pool);
 
 /*
  * Worker only.  Carry out one POOL_READ, WRITE, PUNCH, ZERO or ALLOCATE on a volume whose
  * gate is closed, and wait for it; done and private of @io are overwritten.  A shrinking
  * POOL_RESIZE is a POOL_PUNCH of what lies behind the new end.
  */
-int pool_worker_io(struct pool *pool, struct pool_io *io) TP_EXCLUDES_ALL TP_MUST_CHECK;
+int pool_worker_io(struct pool *pool, struct pool_io *io) TP_TAKES(throttle) TP_MUST_CHECK;
 
 /*
  * Worker only.  Unmap about @max_blocks of [begin, end) of a volume that has no I/O in
@@ -138,21 +139,21 @@ int pool_worker_io(struct pool *pool, struct pool_io *io) TP_EXCLUDES_ALL TP_MUS
  * On error the metadata has failed.
  */
 int pool_unmap_slice(struct pool *pool, struct volume *v, vblock_t begin, vblock_t end,
-		     uint64_t max_blocks, vblock_t *ret_next) TP_EXCLUDES_ALL TP_MUST_CHECK;
+		     uint64_t max_blocks, vblock_t *ret_next) TP_TAKES(throttle) TP_MUST_CHECK;
 
 /*
  * Worker only.  volumes_before_commit(), commit, volumes_after_commit(); counts as the
  * periodic commit and answers all flushes that wait.  On failure it has called
  * pool_metadata_failed() already.
  */
-int pool_commit_now(struct pool *pool) TP_EXCLUDES_ALL TP_MUST_CHECK;
+int pool_commit_now(struct pool *pool) TP_TAKES(throttle) TP_MUST_CHECK;
 
 /*
  * Worker only.  A mutator returned @r while doing @what ("insert a mapping"): abort, set
  * NEEDS_CHECK, go read-only (or fail), volumes_after_abort(), error whatever waits for a
  * commit.  Returns what to tell the client: -EIO.
  */
-int pool_metadata_failed(struct pool *pool, const char *what, int r) TP_TAKES(catalog);
+int pool_metadata_failed(struct pool *pool, const char *what, int r) TP_TAKES(throttle);
 
 /*
  * 0, or why metadata may not be changed now: -EROFS, -EIO (failed while in service).
@@ -167,21 +168,21 @@ int pool_check_space(struct pool *pool) TP_MUST_CHECK;
  * has taken?  Then it is time to commit, if there is anything to (pool_is_dirty()), before the
  * reserve is eaten: the commit needs it.
  */
-bool pool_metadata_is_low(struct pool *pool);
-bool pool_is_dirty(struct pool *pool);
+bool pool_metadata_is_low(struct pool *pool) TP_TAKES(meta_root);
+bool pool_is_dirty(struct pool *pool) TP_TAKES(meta_root);
 
 /* Worker only.  POOL_EXTEND, but for the last commit. */
-int pool_extend(struct pool *pool, struct pool_command *cmd) TP_EXCLUDES_ALL TP_MUST_CHECK;
+int pool_extend(struct pool *pool, struct pool_command *cmd) TP_TAKES(throttle) TP_MUST_CHECK;
 
 /* Worker only.  Take over what pool_configure() asked for. */
-void pool_take_configuration(struct pool *pool) TP_EXCLUDES(lc_pool);
+void pool_take_configuration(struct pool *pool) TP_TAKES(pool);
 
 /* Any thread.  There is something for the worker to look at. */
 void pool_wake_worker(struct pool *pool);
 
 /* Call options.event, if there is one. */
-void pool_event(struct pool *pool, enum pool_event_kind kind, thin_id_t id,
-		const char *name) TP_EXCLUDES_ALL;
+void pool_event(struct pool *pool, enum pool_event_kind kind, thin_id_t id, const char *name)
+	TP_TAKES(fuse);
 
 /*
  * pool_open() for devices that are the caller's and stay so: tests put them in memory.
@@ -197,8 +198,8 @@ int pool_open_devices(const struct pool_options *options, struct io_device *meta
  * Fill pool->volumes and pool->catalog after thin_metadata_open(), before the worker runs.
  * volumes_unload() is its reverse, also of a half-done load; no volume is referenced.
  */
-int volumes_load(struct pool *pool, struct tp_error *error) TP_EXCLUDES_ALL TP_MUST_CHECK;
-void volumes_unload(struct pool *pool) TP_EXCLUDES_ALL;
+int volumes_load(struct pool *pool, struct tp_error *error) TP_TAKES(catalog) TP_MUST_CHECK;
+void volumes_unload(struct pool *pool) TP_TAKES(meta_root);
 
 /*
  * Worker only, once in each pass.  Carry out the commands that wait in pool->commands, one
@@ -207,20 +208,20 @@ void volumes_unload(struct pool *pool) TP_EXCLUDES_ALL;
  * volumes).  Returns true if there is more to do: then the worker comes back without waiting
  * to be woken.
  */
-bool pool_run_commands(struct pool *pool) TP_EXCLUDES_ALL TP_MUST_CHECK;
+bool pool_run_commands(struct pool *pool) TP_TAKES(throttle) TP_MUST_CHECK;
 
 /*
  * Worker only, when no lock is held, not even the throttle: call @done of the commands that
  * are carried out, and tell front ends what has changed.
  */
-void pool_deliver_commands(struct pool *pool) TP_EXCLUDES_ALL;
+void pool_deliver_commands(struct pool *pool) TP_TAKES(fuse);
 
 /*
  * Worker only.  Before a commit: write the catalog records of volumes that writes made larger,
  * clear size_dirty and pool->sizes_dirty.  An error is a metadata failure.
  */
-int volumes_before_commit(struct pool *pool) TP_EXCLUDES_ALL TP_MUST_CHECK;
-void volumes_after_commit(struct pool *pool) TP_EXCLUDES_ALL;
+int volumes_before_commit(struct pool *pool) TP_TAKES(catalog) TP_MUST_CHECK;
+void volumes_after_commit(struct pool *pool) TP_TAKES(catalog);
 /* The transaction was thrown away: volumes created in it are gone, sizes are the committed ones. */
 void volumes_after_abort(struct pool *pool) TP_TAKES(catalog);
 
@@ -229,6 +230,6 @@ void pool_answer_command(struct pool *pool, struct pool_command *cmd, int r);
 
 /* For status.  Takes LC_catalog for a moment. */
 void volumes_get_totals(struct pool *pool, unsigned *ret_nr, uint64_t *ret_virtual_bytes)
-	TP_EXCLUDES(lc_catalog);
+	TP_TAKES(catalog);
 
 #endif

@@ -109,6 +109,7 @@ bool pool_metadata_is_low(struct pool *pool)
 
 /* The committed state tells whether only the reserve of metadata is left. */
 static void adjust_mode(struct pool *pool, const struct thin_metadata_info *info, bool committed)
+	TP_TAKES(pool)
 {
 	enum pool_mode mode = pool->mode;
 

@@ -82,14 +82,13 @@ int pool_close(struct pool *pool) TP_EXCLUDES_ALL;
  * zero_new_blocks, queue_if_no_space, no_space_timeout_usec and the low-water marks of
  * @options; the rest of it does not count.
  */
-void pool_configure(struct pool *pool, const struct pool_options *options)
-	TP_EXCLUDES(lc_pool, lc_io);
+void pool_configure(struct pool *pool, const struct pool_options *options) TP_TAKES(pool);
 
 /*
  * Any thread.  Requests that wait for data space fail with -ENOSPC, now and later: whoever
  * is about to close the pool waits for them otherwise.
  */
-void pool_stop_waiting(struct pool *pool) TP_EXCLUDES(lc_io);
+void pool_stop_waiting(struct pool *pool);
 
 /* ---- volumes ---- */
 
@@ -106,13 +105,13 @@ struct volume_info {
 
 /* By name or by id, with a reference.  -ENOENT. */
 int pool_volume_find(struct pool *pool, const char *name, struct volume **ret_v)
-	TP_EXCLUDES(lc_catalog) TP_MUST_CHECK;
+	TP_TAKES(catalog) TP_MUST_CHECK;
 int pool_volume_get(struct pool *pool, thin_id_t id, struct volume **ret_v)
-	TP_EXCLUDES(lc_catalog) TP_MUST_CHECK;
-void volume_put(struct volume *v) TP_EXCLUDES(lc_catalog);
+	TP_TAKES(catalog) TP_MUST_CHECK;
+void volume_put(struct volume *v);
 
 thin_id_t volume_id(const struct volume *v);
-void volume_get_info(struct volume *v, struct volume_info *ret_info) TP_EXCLUDES(lc_catalog);
+void volume_get_info(struct volume *v, struct volume_info *ret_info) TP_TAKES(catalog);
 uint64_t volume_size(const struct volume *v); /* lock-free */
 
 /*
@@ -120,12 +119,12 @@ uint64_t volume_size(const struct volume *v); /* lock-free */
  * deletes it in the background.  -EROFS: opened for writing, but the volume (or the pool) is
  * read-only.
  */
-int volume_open(struct volume *v, bool for_writing) TP_EXCLUDES(lc_catalog) TP_MUST_CHECK;
-void volume_close(struct volume *v) TP_EXCLUDES(lc_catalog);
+int volume_open(struct volume *v, bool for_writing) TP_TAKES(catalog) TP_MUST_CHECK;
+void volume_close(struct volume *v);
 
 /* The visible volume with the smallest id >= @from.  -ENODATA: none. */
 int pool_volume_next(struct pool *pool, thin_id_t from, struct volume_info *ret_info)
-	TP_EXCLUDES(lc_catalog) TP_MUST_CHECK;
+	TP_TAKES(catalog) TP_MUST_CHECK;
 
 /* ---- I/O ---- */
 
@@ -168,15 +167,14 @@ struct pool_io {
  * Never sleeps: neither for I/O nor for a lock held during I/O.  Data I/O is submitted on
  * @q, the calling thread's own queue (io_queue_self()), or by the pool worker.
  */
-void pool_io_submit(struct pool *pool, struct io_queue *q, struct pool_io *io)
-	TP_EXCLUDES(lc_throttle, lc_catalog, lc_pool, lc_prison, lc_meta_root);
+void pool_io_submit(struct pool *pool, struct io_queue *q, struct pool_io *io) TP_TAKES(throttle);
 
 /*
  * The same, waiting for the end, and for the throttle of a worker that is behind; @done is
  * overwritten.  Other requests of the thread are called back meanwhile.
  */
 int pool_io_run(struct pool *pool, struct io_queue *q, struct pool_io *io)
-	TP_EXCLUDES(lc_throttle, lc_catalog, lc_pool, lc_prison, lc_meta_root) TP_MUST_CHECK;
+	TP_TAKES(completion) TP_MUST_CHECK;
 
 /* ---- commands: changes to the set of volumes ---- */
 
@@ -233,12 +231,11 @@ struct pool_command {
 	STAILQ_ENTRY(pool_command) link;
 };
 
-void pool_command_submit(struct pool *pool, struct pool_command *cmd)
-	TP_EXCLUDES(lc_throttle, lc_catalog, lc_pool, lc_prison, lc_meta_root);
+void pool_command_submit(struct pool *pool, struct pool_command *cmd) TP_TAKES(pool);
 
 /* The same, waiting for the end.  Not from a thread that serves I/O. */
 int pool_command_run(struct pool *pool, struct pool_command *cmd)
-	TP_EXCLUDES(lc_throttle, lc_catalog, lc_pool, lc_prison, lc_meta_root) TP_MUST_CHECK;
+	TP_TAKES(completion) TP_MUST_CHECK;
 
 /* ---- status ---- */
 
@@ -289,8 +286,7 @@ struct pool_status {
 	unsigned waiting_commands; /* changes to the set of volumes */
 	struct pool_stats stats;
 };
-void pool_get_status(struct pool *pool, struct pool_status *ret_status)
-	TP_EXCLUDES(lc_catalog, lc_pool, lc_meta_root);
+void pool_get_status(struct pool *pool, struct pool_status *ret_status) TP_TAKES(catalog);
 
 /* ---- how long requests take, from submission to answer ---- */
 

@@ -45,15 +45,14 @@ struct prison *prison_destroy(struct prison *p);
  * True: held.  False: queued, in order of arrival among those that it conflicts with; it is
  * returned by a later prison_release() or prison_shrink(), perhaps already in another thread.
  */
-bool prison_acquire(struct prison *p, struct cell *cell) TP_EXCLUDES(lc_prison) TP_MUST_CHECK;
+bool prison_acquire(struct prison *p, struct cell *cell) TP_TAKES(prison) TP_MUST_CHECK;
 
 /*
  * Give up a held cell, or its blocks from @end on.  Returns the cells that are held now
  * because of it, chained by next_granted: their users must be told.
  */
-struct cell *prison_release(struct prison *p, struct cell *cell)
-	TP_EXCLUDES(lc_prison) TP_MUST_CHECK;
+struct cell *prison_release(struct prison *p, struct cell *cell) TP_TAKES(prison) TP_MUST_CHECK;
 struct cell *prison_shrink(struct prison *p, struct cell *cell, uint64_t end)
-	TP_EXCLUDES(lc_prison) TP_MUST_CHECK;
+	TP_TAKES(prison) TP_MUST_CHECK;
 
 #endif

@@ -29,6 +29,7 @@
 #include "pool/pool-internal.h"
 #include "pool/prison.h"
 #include "pool/stats.h"
+#include "util/lock-class.h"
 
 /* Something that the worker shall do; @run is called by it, out of its pump. */
 struct work {
@@ -213,9 +214,9 @@ static inline bool on_worker(struct pool *pool)
 
 int worker_create(struct pool *pool) TP_MUST_CHECK;
 /* Start the thread. */
-int worker_start(struct pool *pool) TP_MUST_CHECK;
+int worker_start(struct pool *pool) TP_TAKES(completion) TP_MUST_CHECK;
 /* Ends the thread, committing first; returns the commit's result. */
-int worker_stop(struct pool *pool);
+int worker_stop(struct pool *pool) TP_TAKES(completion);
 void worker_destroy(struct pool *pool);
 
 /*
@@ -223,17 +224,17 @@ void worker_destroy(struct pool *pool);
  * passes the throttle first: new work waits for a worker that is behind.
  */
 void worker_push(struct pool *pool, struct work *work);
-void worker_defer(struct pool *pool, struct work *work, bool may_sleep);
+void worker_defer(struct pool *pool, struct work *work, bool may_sleep) TP_TAKES(throttle);
 /* Worker only: a request has ended and will be answered. */
 void worker_finish(struct pool *pool, struct request *req);
 /* Worker only.  Commit what has changed, if anything has; who waits for it is told. */
-void commit_changes(struct pool *pool);
+void commit_changes(struct pool *pool) TP_TAKES(throttle);
 /* Worker only.  Everything but commands and commits, once, without waiting. */
-void worker_pump(struct pool *pool);
+void worker_pump(struct pool *pool) TP_TAKES(throttle);
 /* The same, again and again, sleeping in between, until @is_over(@ctx). */
-void worker_pump_until(struct pool *pool, bool (*is_over)(void *ctx), void *ctx);
+void worker_pump_until(struct pool *pool, bool (*is_over)(void *ctx), void *ctx) TP_TAKES(throttle);
 /* Worker only.  Hold the throttle if this pass has been too long. */
-void worker_check_pass(struct pool *pool);
+void worker_check_pass(struct pool *pool) TP_TAKES(throttle);
 
 /* ---- map.c ---- */
 
@@ -244,52 +245,52 @@ static inline uint64_t pool_block_of(const struct pool *pool, uint64_t bytes)
 }
 
 /* Carve what is left of the request on this thread. */
-void request_carve(struct pool *pool, struct request *req, struct io_queue *q);
+void request_carve(struct pool *pool, struct request *req, struct io_queue *q) TP_TAKES(throttle);
 /* One part less is in flight; the last one ends the request. */
-void request_put(struct pool *pool, struct request *req);
+void request_put(struct pool *pool, struct request *req) TP_TAKES(throttle);
 void request_fail(struct request *req, int r);
 /* Call done(), with no lock held. */
 void request_answer(struct request *req);
 /* It is over: flush if it must be durable, then answer. */
-void request_end(struct pool *pool, struct request *req);
+void request_end(struct pool *pool, struct request *req) TP_TAKES(throttle);
 /* Make acknowledged writes of the volume durable. */
-void request_flush(struct pool *pool, struct request *req, struct io_queue *q);
+void request_flush(struct pool *pool, struct request *req, struct io_queue *q) TP_TAKES(throttle);
 void request_flush_data(struct pool *pool, struct request *req, struct io_queue *q);
 
 /* Worker only.  Go on with a segment that waited. */
-void segment_resume(struct pool *pool, struct segment *seg);
+void segment_resume(struct pool *pool, struct segment *seg) TP_TAKES(throttle);
 /* Cell and gate are given up, the request loses a part. */
-void segment_finish(struct pool *pool, struct segment *seg, int r);
+void segment_finish(struct pool *pool, struct segment *seg, int r) TP_TAKES(throttle);
 /* It fails while it waits, holding neither cell nor gate. */
-void segment_abandon(struct pool *pool, struct segment *seg, int r);
+void segment_abandon(struct pool *pool, struct segment *seg, int r) TP_TAKES(throttle);
 /* Give up the cell and leave the gate, keeping the segment. */
-void segment_leave(struct pool *pool, struct segment *seg);
+void segment_leave(struct pool *pool, struct segment *seg) TP_TAKES(prison);
 /*
  * A lookup for a held segment.  -EINPROGRESS: the segment waits and comes back by itself
  * (segment_resume()).
  */
 int segment_find(struct pool *pool, struct segment *seg, struct io_queue *q, vblock_t vblock,
-		 uint64_t max_blocks, struct thin_run *ret_run) TP_MUST_CHECK;
+		 uint64_t max_blocks, struct thin_run *ret_run) TP_TAKES(throttle) TP_MUST_CHECK;
 
 /* ---- provision.c (worker only) ---- */
 
 /* A segment that holds its cell exclusively. */
-void exclusive_segment_run(struct pool *pool, struct segment *seg);
+void exclusive_segment_run(struct pool *pool, struct segment *seg) TP_TAKES(throttle);
 void unaligned_read_run(struct pool *pool, struct segment *seg);
 /* A job's data has been moved: map its blocks, end it. */
-void jobs_finish_prepared(struct pool *pool);
-void release_stash(struct pool *pool);
+void jobs_finish_prepared(struct pool *pool) TP_TAKES(throttle);
+void release_stash(struct pool *pool) TP_TAKES(meta_root);
 /* Free a job and go on with what waited for one. */
 void job_put(struct job *job);
 
 /* ---- discard.c (worker only) ---- */
 
 /* Skip what a punch or an allocation has nothing to do with; true: it is all done. */
-void range_request_skip(struct pool *pool, struct request *req);
-int unmap_blocks(struct pool *pool, struct segment *seg, vblock_t begin,
-		 vblock_t end) TP_MUST_CHECK;
-void passdown_collect(struct pool *pool);
-void passdown_run(struct pool *pool);
+void range_request_skip(struct pool *pool, struct request *req) TP_TAKES(bufio);
+int unmap_blocks(struct pool *pool, struct segment *seg, vblock_t begin, vblock_t end)
+	TP_TAKES(throttle) TP_MUST_CHECK;
+void passdown_collect(struct pool *pool) TP_TAKES(meta_root);
+void passdown_run(struct pool *pool) TP_TAKES(pool);
 bool passdown_busy(const struct pool *pool);
 /* Free blocks that cannot be allocated before they are punched. */
 uint64_t passdown_blocks(const struct pool *pool);
@@ -297,16 +298,16 @@ void passdown_drop(struct pool *pool);
 int passdown_create(struct pool *pool) TP_MUST_CHECK;
 void passdown_destroy(struct pool *pool);
 /* Returns -EINPROGRESS, and answers the command later, or why it cannot be begun. */
-int trim_begin(struct pool *pool, struct pool_command *cmd) TP_MUST_CHECK;
+int trim_begin(struct pool *pool, struct pool_command *cmd) TP_TAKES(throttle) TP_MUST_CHECK;
 
 /* ---- pool-mode.c (worker only) ---- */
 
-void pool_set_mode(struct pool *pool, enum pool_mode mode, const char *reason);
+void pool_set_mode(struct pool *pool, enum pool_mode mode, const char *reason) TP_TAKES(pool);
 /* Copy the numbers for status, and change modes if they say so; @committed: just now. */
-void pool_refresh_info(struct pool *pool, bool committed);
+void pool_refresh_info(struct pool *pool, bool committed) TP_TAKES(pool);
 /* Segments that found no free block: commit and look again, wait, or fail. */
-void low_space_park(struct pool *pool, struct segment *seg);
-void low_space_run(struct pool *pool);
+void low_space_park(struct pool *pool, struct segment *seg) TP_TAKES(prison);
+void low_space_run(struct pool *pool) TP_TAKES(throttle);
 void low_space_retry(struct pool *pool);
 void low_space_restart(struct pool *pool);
 uint64_t low_space_deadline(const struct pool *pool);
@@ -316,6 +317,6 @@ uint64_t low_space_deadline(const struct pool *pool);
 /* The mark in bytes of free space; 0: none.  Any thread. */
 uint64_t low_water_mark(const struct pool_low_water *low_water, uint64_t total);
 /* Worker only.  Has free space come down to a mark, or risen well above it? */
-void low_water_check(struct pool *pool, const struct thin_metadata_info *info);
+void low_water_check(struct pool *pool, const struct thin_metadata_info *info) TP_TAKES(fuse);
 
 #endif

@@ -111,7 +111,7 @@ static TP_REQUIRES(lc_catalog) void withdraw(struct pool *pool, struct volume *v
 }
 
 /* The device of a deleted volume is there again; without it the volume cannot be served. */
-static bool reopen_device(struct pool *pool, struct volume *v)
+static bool reopen_device(struct pool *pool, struct volume *v) TP_TAKES(meta_root)
 {
 	int r = thin_device_open(pool->tmd, v->id, &v->td);
 
@@ -120,7 +120,7 @@ static bool reopen_device(struct pool *pool, struct volume *v)
 	return r == 0;
 }
 
-static TP_REQUIRES(lc_catalog) void restore(struct pool *pool, struct volume *v)
+static TP_REQUIRES(lc_catalog) void restore(struct pool *pool, struct volume *v) TP_TAKES(meta_root)
 {
 	struct volume_entry *e = &v->entry;
 	bool was_live = e->state == VOLUME_LIVE;

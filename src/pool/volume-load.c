@@ -160,7 +160,7 @@ static int size_from_mappings(struct pool *pool, struct volume *v)
 	return 0;
 }
 
-static int complete(struct pool *pool)
+static int complete(struct pool *pool) TP_TAKES(catalog)
 {
 	struct volume *v;
 	int r;
@@ -184,7 +184,7 @@ static int complete(struct pool *pool)
 
 /* ---- life ---- */
 
-static int open_catalog(struct pool *pool, struct tp_error *error)
+static int open_catalog(struct pool *pool, struct tp_error *error) TP_TAKES(meta_root)
 {
 	int r = catalog_open(pool->tmd, pool->data, &pool->catalog);
 

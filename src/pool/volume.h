@@ -108,18 +108,18 @@ struct volume_table {
 
 /* ---- volume.c ---- */
 
-int volume_table_create(struct volume_table **ret_table) TP_MUST_CHECK;
+int volume_table_create(struct volume_table **ret_table) TP_TAKES(meta_root) TP_MUST_CHECK;
 /* Frees volumes too; nobody refers to them.  NULL is allowed.  Returns NULL. */
-struct volume_table *volume_table_destroy(struct volume_table *t) TP_EXCLUDES(lc_meta_root);
+struct volume_table *volume_table_destroy(struct volume_table *t) TP_TAKES(meta_root);
 
 /*
  * A volume for device @rec->id, which exists: opened, but not in the table yet.  The rest of
  * @rec is its record.
  */
 int volume_new(struct pool *pool, const struct catalog_record *rec, struct volume **ret_v)
-	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+	TP_TAKES(pool) TP_MUST_CHECK;
 /* Neither in the table nor referenced.  NULL is allowed.  Returns NULL. */
-struct volume *volume_free(struct volume *v) TP_EXCLUDES(lc_meta_root);
+struct volume *volume_free(struct volume *v) TP_TAKES(meta_root);
 
 /* Mark the id used and have room for its volume, so that volume_insert() cannot fail. */
 int volume_reserve_id(struct volume_table *t, thin_id_t id) TP_REQUIRES(lc_catalog) TP_MUST_CHECK;
@@ -160,7 +160,7 @@ uint32_t volume_make_generation(uint64_t created);
 /* Tell front ends, by and by: volumes_deliver_events(), with no lock held. */
 void volumes_queue_event(struct pool *pool, enum pool_event_kind kind, thin_id_t id,
 			 const char *name);
-void volumes_deliver_events(struct pool *pool) TP_EXCLUDES_ALL;
+void volumes_deliver_events(struct pool *pool) TP_TAKES(fuse);
 void volumes_drop_events(struct volume_table *t);
 
 /* ---- volume-remove.c ---- */
@@ -169,16 +169,16 @@ void volumes_drop_events(struct volume_table *t);
  * Delete the device of an idle volume that is in no table any more, in the open transaction.
  * -EIO: the metadata has failed.
  */
-int volume_delete_device(struct pool *pool, struct volume *v) TP_EXCLUDES_ALL TP_MUST_CHECK;
+int volume_delete_device(struct pool *pool, struct volume *v) TP_TAKES(throttle) TP_MUST_CHECK;
 
 /* A slice of the removal of unlinked volumes.  Is there more to do? */
-bool volumes_remove_slice(struct pool *pool) TP_EXCLUDES_ALL TP_MUST_CHECK;
+bool volumes_remove_slice(struct pool *pool) TP_TAKES(throttle) TP_MUST_CHECK;
 
 /*
  * See to it that the catalog can take changes of the records of @ids in the open transaction,
  * with a commit if need be.  -ENOSPC: it cannot.  -EIO: the commit has failed.
  */
-int volumes_make_room(struct pool *pool, const thin_id_t *ids,
-		      unsigned nr) TP_EXCLUDES_ALL TP_MUST_CHECK;
+int volumes_make_room(struct pool *pool, const thin_id_t *ids, unsigned nr)
+	TP_TAKES(throttle) TP_MUST_CHECK;
 
 #endif

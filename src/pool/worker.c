@@ -239,7 +239,7 @@ static bool has_work(const struct worker *w)
 	       !STAILQ_EMPTY(&w->prepared) || w->again;
 }
 
-static void worker_sleep(struct worker *w, uint64_t timeout_usec)
+static void worker_sleep(struct worker *w, uint64_t timeout_usec) TP_TAKES(bufio)
 {
 	atomic_store(&w->sleeping, true);
 	if (has_work(w))
@@ -397,7 +397,7 @@ static void run_flushes(struct pool *pool)
 
 /* ------------------------------------------------------------------ the thread */
 
-static void worker_pass(struct pool *pool)
+static void worker_pass(struct pool *pool) TP_TAKES(throttle)
 {
 	struct worker *w = pool->worker;
 
@@ -422,7 +422,7 @@ static void worker_pass(struct pool *pool)
 	deliver(pool);
 }
 
-static uint64_t next_timeout(struct pool *pool)
+static uint64_t next_timeout(struct pool *pool) TP_TAKES(meta_root)
 {
 	struct worker *w = pool->worker;
 	uint64_t now = time_monotonic_usec(), deadline = low_space_deadline(pool), due;
@@ -437,7 +437,7 @@ static uint64_t next_timeout(struct pool *pool)
 }
 
 /* The contract of closing: no request is in flight.  What is left is our own. */
-static void drain(struct pool *pool)
+static void drain(struct pool *pool) TP_TAKES(throttle)
 {
 	struct worker *w = pool->worker;
 	uint64_t deadline = time_monotonic_usec() + CLOSE_PASSDOWN_USEC;
@@ -454,7 +454,7 @@ static void drain(struct pool *pool)
 	deliver(pool);
 }
 
-static int thread_objects_create(struct pool *pool)
+static int thread_objects_create(struct pool *pool) TP_TAKES(bufio)
 {
 	struct worker *w = pool->worker;
 	/* The one that the buffer cache uses for prefetches of this thread. */

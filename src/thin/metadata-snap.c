@@ -27,6 +27,7 @@
 
 /* A copy of the committed superblock, as tools expect it. */
 static int copy_superblock(struct thin_metadata *tmd, mblock_t *ret_block) TP_REQUIRES(lc_meta_root)
+	TP_TAKES(bufio)
 {
 	struct thin_disk_superblock *copy;
 	struct locked_block *lb;
@@ -45,7 +46,7 @@ static int copy_superblock(struct thin_metadata *tmd, mblock_t *ret_block) TP_RE
 	return 0;
 }
 
-static int reserve(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root)
+static int reserve(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root) TP_TAKES(bufio)
 {
 	mblock_t held;
 	int r;
@@ -88,7 +89,7 @@ int thin_metadata_reserve_snap(struct thin_metadata *tmd)
 
 /* The trees of the held superblock.  Changes nothing. */
 static int read_held(struct thin_metadata *tmd, mblock_t *ret_root, mblock_t *ret_details)
-	TP_REQUIRES(lc_meta_root)
+	TP_REQUIRES(lc_meta_root) TP_TAKES(bufio)
 {
 	const struct thin_disk_superblock *held;
 	struct locked_block *lb;
@@ -109,7 +110,7 @@ static int read_held(struct thin_metadata *tmd, mblock_t *ret_root, mblock_t *re
 	return -EUCLEAN;
 }
 
-static int release(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root)
+static int release(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root) TP_TAKES(bufio)
 {
 	mblock_t root, details;
 	int r;

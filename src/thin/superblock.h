@@ -16,6 +16,7 @@
 #include "thinpoold/disk-format.h"
 #include "util/compiler.h"
 #include "util/error.h"
+#include "util/lock-class.h"
 
 extern const struct block_validator superblock_validator;
 
@@ -42,9 +43,11 @@ int superblock_check(const struct thin_disk_superblock *sb, mblock_t nr_blocks, 
  * abort can rely on it.
  */
 int superblock_read(struct block_manager *bm, bool read_only, const char *name,
-		    struct thin_disk_superblock *sb, struct tp_error *error) TP_MUST_CHECK;
+		    struct thin_disk_superblock *sb, struct tp_error *error)
+	TP_TAKES(bufio) TP_MUST_CHECK;
 
 /* Make the buffer of block 0 equal to @sb; the next tm_flush() writes it.  Does not read. */
-int superblock_set(struct block_manager *bm, const struct thin_disk_superblock *sb) TP_MUST_CHECK;
+int superblock_set(struct block_manager *bm, const struct thin_disk_superblock *sb)
+	TP_TAKES(bufio) TP_MUST_CHECK;
 
 #endif

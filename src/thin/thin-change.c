@@ -139,7 +139,7 @@ static int device_may_change(struct thin_device *td) TP_REQUIRES(lc_meta_root)
 
 /* The caller has provided the reference of @value. */
 static int map(struct thin_device *td, vblock_t vblock, struct le64 value, bool *ret_inserted)
-	TP_REQUIRES(lc_meta_root)
+	TP_REQUIRES(lc_meta_root) TP_TAKES(bufio)
 {
 	const uint64_t keys[2] = { td->id, vblock };
 	struct thin_metadata *tmd = td->tmd;
@@ -149,7 +149,7 @@ static int map(struct thin_device *td, vblock_t vblock, struct le64 value, bool 
 }
 
 static int insert_block(struct thin_device *td, vblock_t vblock, dblock_t dblock)
-	TP_REQUIRES(lc_meta_root)
+	TP_REQUIRES(lc_meta_root) TP_TAKES(bufio)
 {
 	struct thin_metadata *tmd = td->tmd;
 	bool inserted;
@@ -182,7 +182,7 @@ int thin_insert_block(struct thin_device *td, vblock_t vblock, dblock_t dblock)
 /* ---- swap ---- */
 
 static int lookup_value(struct thin_device *td, vblock_t vblock, struct le64 *ret_value)
-	TP_REQUIRES(lc_meta_root)
+	TP_REQUIRES(lc_meta_root) TP_TAKES(bufio)
 {
 	struct thin_metadata *tmd = td->tmd;
 	mblock_t root;
@@ -197,7 +197,7 @@ static int lookup_value(struct thin_device *td, vblock_t vblock, struct le64 *re
  * of the two inserts.  The clocks move along: they say who else may refer to the block.
  */
 static int swap(struct thin_device *td, vblock_t a, struct le64 value_a, vblock_t b,
-		struct le64 value_b) TP_REQUIRES(lc_meta_root)
+		struct le64 value_b) TP_REQUIRES(lc_meta_root) TP_TAKES(bufio)
 {
 	struct thin_metadata *tmd = td->tmd;
 	int r;
@@ -235,7 +235,7 @@ int thin_swap_blocks(struct thin_device *td, vblock_t a, vblock_t b)
 
 /* The first mapped block of [from, end), or @end. */
 static int next_mapped(struct thin_device *td, vblock_t from, vblock_t end, vblock_t *ret_vblock)
-	TP_REQUIRES(lc_meta_root)
+	TP_REQUIRES(lc_meta_root) TP_TAKES(bufio)
 {
 	struct thin_metadata *tmd = td->tmd;
 	struct le64 value;
@@ -267,7 +267,7 @@ static void count_removed(struct thin_device *td, unsigned nr) TP_REQUIRES(lc_me
 
 /* Remove what one leaf has of [begin, end), where @begin is mapped. */
 static int remove_leaf(struct thin_device *td, vblock_t begin, vblock_t end, unsigned *ret_nr)
-	TP_REQUIRES(lc_meta_root)
+	TP_REQUIRES(lc_meta_root) TP_TAKES(bufio)
 {
 	const uint64_t keys[2] = { td->id, begin };
 	struct thin_metadata *tmd = td->tmd;
@@ -287,7 +287,7 @@ static int remove_leaf(struct thin_device *td, vblock_t begin, vblock_t end, uns
 }
 
 static int remove_range(struct thin_device *td, vblock_t begin, vblock_t end, uint64_t max_blocks,
-			vblock_t *ret_next) TP_REQUIRES(lc_meta_root)
+			vblock_t *ret_next) TP_REQUIRES(lc_meta_root) TP_TAKES(bufio)
 {
 	uint64_t removed = 0;
 	vblock_t next;

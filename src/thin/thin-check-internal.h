@@ -26,6 +26,7 @@
 #include "thinpoold/disk-format.h"
 #include "thinpoold/types.h"
 #include "util/compiler.h"
+#include "util/lock-class.h"
 
 /* What a block is, known from who refers to it.  0: nobody has yet. */
 enum block_kind {
@@ -188,13 +189,14 @@ void findings_end(struct check *c);
 /* ---- thin-check-read.c ---- */
 
 /* @b->block[0..nr) are read to the buffer, in rising order. */
-int batch_read(struct check *c, struct batch *b) TP_MUST_CHECK;
+int batch_read(struct check *c, struct batch *b) TP_TAKES(bufio) TP_MUST_CHECK;
 static inline const void *batch_block(const struct batch *b, unsigned i)
 {
 	return b->buffer + (size_t)i * METADATA_BLOCK_SIZE;
 }
 /* One block; valid until the next call, or use of c->batch. */
-int read_block(struct check *c, mblock_t block, const void **ret_data) TP_MUST_CHECK;
+int read_block(struct check *c, mblock_t block, const void **ret_data)
+	TP_TAKES(bufio) TP_MUST_CHECK;
 /* Checksum and own location; a finding if they are wrong. */
 bool block_is_intact(struct check *c, const struct place *place, const void *data);
 
@@ -244,15 +246,15 @@ void refs_free(struct check *c);
 
 /* Walk the tree at @root of @from, a superblock.  @ret_complete: all of it could be read. */
 int walk_tree(struct check *c, const struct place *from, enum block_kind kind, mblock_t root,
-	      bool *ret_complete) TP_MUST_CHECK;
+	      bool *ret_complete) TP_TAKES(bufio) TP_MUST_CHECK;
 
 /* ---- thin-check-maps.c ---- */
 
 /* Index and bitmaps of the metadata map, to know what is shared. */
-int metadata_map_load(struct check *c) TP_MUST_CHECK;
+int metadata_map_load(struct check *c) TP_TAKES(bufio) TP_MUST_CHECK;
 /* Its ref count tree, then all counts against the references. */
-int metadata_map_compare(struct check *c) TP_MUST_CHECK;
-int data_map_compare(struct check *c) TP_MUST_CHECK;
+int metadata_map_compare(struct check *c) TP_TAKES(bufio) TP_MUST_CHECK;
+int data_map_compare(struct check *c) TP_TAKES(bufio) TP_MUST_CHECK;
 
 /* The 2-bit count of a metadata block, 0 if not known. */
 unsigned metadata_recorded(const struct check *c, mblock_t block);

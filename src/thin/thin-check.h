@@ -20,6 +20,7 @@
 
 #include "thinpoold/types.h"
 #include "util/compiler.h"
+#include "util/lock-class.h"
 
 struct io_device;
 
@@ -57,6 +58,6 @@ struct thin_check_result {
  * memory).  Damage is a finding, not an error.
  */
 int thin_check(struct io_device *metadata, const struct thin_check_options *options,
-	       struct thin_check_result *ret_result) TP_MUST_CHECK;
+	       struct thin_check_result *ret_result) TP_TAKES(bufio) TP_MUST_CHECK;
 
 #endif

@@ -25,7 +25,7 @@
 #include "io/device.h"
 
 /* The exclusive steps before the first write.  Leaves the next superblock in @scratch. */
-static int prepare(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root)
+static int prepare(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root) TP_TAKES(bufio)
 {
 	struct thin_disk_superblock *sb = &tmd->scratch;
 	struct disk_sm_root sm_root;
@@ -54,7 +54,7 @@ static int prepare(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root)
 	return 0;
 }
 
-static int write_superblock(struct thin_metadata *tmd) TP_EXCLUDES(lc_meta_root)
+static int write_superblock(struct thin_metadata *tmd) TP_TAKES(meta_root)
 {
 	int r;
 

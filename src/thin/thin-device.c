@@ -73,7 +73,7 @@ static void record_free_if_idle(struct thin_device *td) TP_REQUIRES(lc_meta_root
 }
 
 static int details_lookup(struct thin_metadata *tmd, thin_id_t id, struct disk_device_details *ret)
-	TP_REQUIRES_SHARED(lc_meta_root)
+	TP_REQUIRES_SHARED(lc_meta_root) TP_TAKES(bufio)
 {
 	const uint64_t key = id;
 
@@ -82,6 +82,7 @@ static int details_lookup(struct thin_metadata *tmd, thin_id_t id, struct disk_d
 
 static int details_store(struct thin_metadata *tmd, thin_id_t id,
 			 const struct disk_device_details *details) TP_REQUIRES(lc_meta_root)
+	TP_TAKES(bufio)
 {
 	const uint64_t key = id;
 
@@ -91,7 +92,7 @@ static int details_store(struct thin_metadata *tmd, thin_id_t id,
 
 /* The record of @id, made from the details tree if there is none.  -ENODATA: no such device. */
 static int record_get(struct thin_metadata *tmd, thin_id_t id, struct thin_device **ret_td)
-	TP_REQUIRES(lc_meta_root)
+	TP_REQUIRES(lc_meta_root) TP_TAKES(bufio)
 {
 	struct disk_device_details details;
 	struct thin_device *td;
@@ -299,6 +300,7 @@ bool thin_device_aborted_changes(const struct thin_device *td)
 
 /* 0: @id is free to be used. */
 static int check_new_id(struct thin_metadata *tmd, thin_id_t id) TP_REQUIRES(lc_meta_root)
+	TP_TAKES(bufio)
 {
 	struct disk_device_details details;
 	int r;
@@ -313,7 +315,7 @@ static int check_new_id(struct thin_metadata *tmd, thin_id_t id) TP_REQUIRES(lc_
 }
 
 static int add_to_top_tree(struct thin_metadata *tmd, thin_id_t id, mblock_t root)
-	TP_REQUIRES(lc_meta_root)
+	TP_REQUIRES(lc_meta_root) TP_TAKES(bufio)
 {
 	const struct le64 value = le64_make(root);
 	const uint64_t key = id;
@@ -322,7 +324,7 @@ static int add_to_top_tree(struct thin_metadata *tmd, thin_id_t id, mblock_t roo
 }
 
 static int add_details(struct thin_metadata *tmd, thin_id_t id, uint64_t mapped_blocks)
-	TP_REQUIRES(lc_meta_root)
+	TP_REQUIRES(lc_meta_root) TP_TAKES(bufio)
 {
 	const struct disk_device_details details = {
 		.mapped_blocks = le64_make(mapped_blocks),
@@ -335,6 +337,7 @@ static int add_details(struct thin_metadata *tmd, thin_id_t id, uint64_t mapped_
 }
 
 static int create_thin(struct thin_metadata *tmd, thin_id_t id) TP_REQUIRES(lc_meta_root)
+	TP_TAKES(bufio)
 {
 	mblock_t root;
 	int r;
@@ -365,7 +368,7 @@ int thin_metadata_create_thin(struct thin_metadata *tmd, thin_id_t id)
  * stays right: it changes with the first insert into either, which copies it.
  */
 static int create_snap(struct thin_metadata *tmd, thin_id_t id, struct thin_device *origin)
-	TP_REQUIRES(lc_meta_root)
+	TP_REQUIRES(lc_meta_root) TP_TAKES(bufio)
 {
 	mblock_t root;
 	int r;
@@ -409,6 +412,7 @@ int thin_metadata_create_snap(struct thin_metadata *tmd, thin_id_t id, thin_id_t
 /* ---- delete ---- */
 
 static int check_deletable(struct thin_metadata *tmd, thin_id_t id) TP_REQUIRES(lc_meta_root)
+	TP_TAKES(bufio)
 {
 	struct disk_device_details details;
 	struct thin_device *td;
@@ -430,6 +434,7 @@ static int check_deletable(struct thin_metadata *tmd, thin_id_t id) TP_REQUIRES(
 }
 
 static int delete_thin(struct thin_metadata *tmd, thin_id_t id) TP_REQUIRES(lc_meta_root)
+	TP_TAKES(bufio)
 {
 	struct thin_device *td = record_find(tmd, id);
 	const uint64_t key = id;
@@ -480,7 +485,7 @@ static void fill_details(struct thin_metadata *tmd, thin_id_t id,
 /* Up to DEVICE_BATCH devices from id @from on.  *@ret_nr < DEVICE_BATCH: these are the last. */
 static int collect_devices(struct thin_metadata *tmd, uint64_t from,
 			   struct thin_device_details *batch, unsigned *ret_nr)
-	TP_REQUIRES_SHARED(lc_meta_root)
+	TP_REQUIRES_SHARED(lc_meta_root) TP_TAKES(bufio)
 {
 	unsigned nr = 0;
 	int r = 0;

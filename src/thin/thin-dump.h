@@ -21,6 +21,6 @@ struct thin_metadata;
  * The form is that of thin-provisioning-tools 0.9.0, byte for byte; thin_restore(8) reads it.
  * Errors: those of thin-metadata.h, or what writing to @out said.  Then @out holds a part.
  */
-int thin_dump(struct thin_metadata *tmd, FILE *out) TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+int thin_dump(struct thin_metadata *tmd, FILE *out) TP_TAKES(meta_root) TP_MUST_CHECK;
 
 #endif

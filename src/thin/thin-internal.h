@@ -139,7 +139,8 @@ void metadata_objects_destroy(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_roo
  * Read the committed state again, with an empty cache and no objects.  On failure there are
  * none either, and the metadata has failed (fail_io).
  */
-int metadata_reopen(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root) TP_MUST_CHECK;
+int metadata_reopen(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root)
+	TP_TAKES(bufio) TP_MUST_CHECK;
 
 /* ---- thin-commit.c ---- */
 
@@ -147,7 +148,7 @@ int metadata_reopen(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root) TP_MUST
  * The part of a commit that needs no device records: space maps, flush, superblock, flush.
  * Takes and drops meta_root.  Success: the scalars are committed.
  */
-int commit_to_disk(struct thin_metadata *tmd) TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+int commit_to_disk(struct thin_metadata *tmd) TP_TAKES(meta_root) TP_MUST_CHECK;
 
 /* ---- thin-device.c ---- */
 
@@ -175,13 +176,15 @@ static inline void device_change_begin(struct thin_device *td) TP_REQUIRES(lc_me
 }
 
 /* Write the records of changed devices into the details tree. */
-int devices_write_details(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root) TP_MUST_CHECK;
+int devices_write_details(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root)
+	TP_TAKES(bufio) TP_MUST_CHECK;
 /* The transaction is durable: no record differs from the details tree. */
 void devices_committed(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root);
 /* Before an abort: remember who loses changes. */
 void devices_mark_aborted(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root);
 /* After it: read the records again. */
-int devices_reload(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root) TP_MUST_CHECK;
+int devices_reload(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root)
+	TP_TAKES(bufio) TP_MUST_CHECK;
 bool devices_any_open(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root);
 void devices_free(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root);
 
@@ -190,7 +193,8 @@ void devices_free(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root);
  * is done.  A device without a tree is -EUCLEAN if @td is given, else -ENODATA.
  */
 int device_root(struct thin_metadata *tmd, struct thin_device *td, thin_id_t id, mblock_t *ret_root,
-		mblock_t *ret_missing) TP_REQUIRES_SHARED(lc_meta_root) TP_MUST_CHECK;
+		mblock_t *ret_missing) TP_REQUIRES_SHARED(lc_meta_root)
+	TP_TAKES(bufio) TP_MUST_CHECK;
 
 /* ---- thin-mapping.c ---- */
 

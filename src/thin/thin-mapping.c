@@ -45,7 +45,7 @@ static bool is_shared(const struct thin_device *td, struct le64 value)
 
 static int find_one(struct thin_device *td, mblock_t root, vblock_t vblock,
 		    struct thin_run *ret_run, mblock_t *ret_missing)
-	TP_REQUIRES_SHARED(lc_meta_root)
+	TP_REQUIRES_SHARED(lc_meta_root) TP_TAKES(bufio)
 {
 	const struct btree_info *info = &td->tmd->device_info;
 	struct le64 value;
@@ -87,7 +87,7 @@ static unsigned run_length(const struct thin_device *td, const uint64_t *keys,
 
 static int find_many(struct thin_device *td, mblock_t root, vblock_t vblock, uint64_t max_blocks,
 		     struct thin_run *ret_run, mblock_t *ret_missing)
-	TP_REQUIRES_SHARED(lc_meta_root)
+	TP_REQUIRES_SHARED(lc_meta_root) TP_TAKES(bufio)
 {
 	const uint64_t end = max_blocks > UINT64_MAX - vblock ? UINT64_MAX : vblock + max_blocks;
 	const unsigned max = (unsigned)MIN(max_blocks, MAX_RUN);
@@ -122,7 +122,7 @@ static int find_many(struct thin_device *td, mblock_t root, vblock_t vblock, uin
 
 static int find_run(struct thin_device *td, vblock_t vblock, uint64_t max_blocks,
 		    struct thin_run *ret_run, mblock_t *ret_missing)
-	TP_REQUIRES_SHARED(lc_meta_root)
+	TP_REQUIRES_SHARED(lc_meta_root) TP_TAKES(bufio)
 {
 	mblock_t root;
 	int r;
@@ -218,6 +218,7 @@ struct walk {
 
 /* One leaf. */
 static int walk_leaf(struct thin_metadata *tmd, struct walk *walk) TP_REQUIRES_SHARED(lc_meta_root)
+	TP_TAKES(bufio)
 {
 	struct btree_run run;
 	mblock_t root, unused;

@@ -93,6 +93,7 @@ static int objects_open(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root)
 
 /* The order of the calls decides where a fresh image has what. */
 static int objects_create(struct thin_metadata *tmd, mblock_t nr_blocks) TP_REQUIRES(lc_meta_root)
+	TP_TAKES(bufio)
 {
 	int r;
 
@@ -204,7 +205,7 @@ int thin_metadata_is_unformatted(struct io_device *dev, bool *ret_unformatted)
  * An old superblock goes first: from here until the new one is written, a crash leaves a
  * device that is not formatted, never old roots over new blocks.
  */
-static int wipe_superblock(struct io_device *dev)
+static int wipe_superblock(struct io_device *dev) TP_TAKES(bufio)
 {
 	bool unformatted;
 	void *zeros;
@@ -222,8 +223,7 @@ static int wipe_superblock(struct io_device *dev)
 	return r ? r : io_device_flush(dev);
 }
 
-static int format_device(struct thin_metadata *tmd, uint32_t data_block_sectors)
-	TP_EXCLUDES(lc_meta_root)
+static int format_device(struct thin_metadata *tmd, uint32_t data_block_sectors) TP_TAKES(meta_root)
 {
 	mblock_t nr_blocks = bm_nr_blocks(tmd->bm);
 	int r;
@@ -287,6 +287,7 @@ static int check_data_device(const struct thin_metadata *tmd, struct tp_error *e
 
 /* What open and abort share.  Fails with nothing but half-built objects. */
 static int load(struct thin_metadata *tmd, struct tp_error *error) TP_REQUIRES(lc_meta_root)
+	TP_TAKES(bufio)
 {
 	int r;
 

@@ -51,7 +51,8 @@ int thin_metadata_format(struct io_device *dev, uint32_t data_block_sectors,
 			 struct tp_error *error) TP_EXCLUDES_ALL TP_MUST_CHECK;
 
 /* All 4096 bytes of block 0 are zero (or it does not exist): nothing was ever formatted here. */
-int thin_metadata_is_unformatted(struct io_device *dev, bool *ret_unformatted) TP_MUST_CHECK;
+int thin_metadata_is_unformatted(struct io_device *dev, bool *ret_unformatted)
+	TP_TAKES(bufio) TP_MUST_CHECK;
 
 struct thin_metadata_options {
 	uint64_t cache_bytes;
@@ -85,10 +86,10 @@ int thin_metadata_close(struct thin_metadata *tmd) TP_EXCLUDES_ALL TP_MUST_CHECK
  * Data device flushed, then metadata, then the superblock; durable on return.  Does nothing
  * when nothing has changed.  On failure: abort.
  */
-int thin_metadata_commit(struct thin_metadata *tmd) TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+int thin_metadata_commit(struct thin_metadata *tmd) TP_TAKES(meta_root) TP_MUST_CHECK;
 
 /* Is there anything a commit would write? */
-bool thin_metadata_changed(struct thin_metadata *tmd) TP_EXCLUDES(lc_meta_root);
+bool thin_metadata_changed(struct thin_metadata *tmd) TP_TAKES(meta_root);
 
 /*
  * Throw the open transaction away: in-core objects are destroyed, the same buffer cache is
@@ -103,46 +104,44 @@ int thin_metadata_abort(struct thin_metadata *tmd) TP_REQUIRES(lc_completion)
 	TP_TAKES(meta_root) TP_MUST_CHECK;
 
 /* Set NEEDS_CHECK in the committed superblock and make that durable at once. */
-int thin_metadata_set_needs_check(struct thin_metadata *tmd)
-	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+int thin_metadata_set_needs_check(struct thin_metadata *tmd) TP_TAKES(meta_root) TP_MUST_CHECK;
 
 /* No change and no write from now on (-EPERM). */
-void thin_metadata_set_read_only(struct thin_metadata *tmd) TP_EXCLUDES(lc_meta_root);
+void thin_metadata_set_read_only(struct thin_metadata *tmd) TP_TAKES(meta_root);
 
 /* ---- devices (mutators) ---- */
 
 /* Ids above THIN_ID_MAX are -EINVAL. */
 int thin_metadata_create_thin(struct thin_metadata *tmd, thin_id_t id)
-	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+	TP_TAKES(meta_root) TP_MUST_CHECK;
 /* The caller has quiesced the origin's I/O.  -ENODATA: no such origin. */
 int thin_metadata_create_snap(struct thin_metadata *tmd, thin_id_t id, thin_id_t origin)
-	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+	TP_TAKES(meta_root) TP_MUST_CHECK;
 /* -EBUSY: open. */
 int thin_metadata_delete_thin(struct thin_metadata *tmd, thin_id_t id)
-	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+	TP_TAKES(meta_root) TP_MUST_CHECK;
 
 /* Compare and swap.  -EINVAL: the current one is not @old; nothing is changed. */
 int thin_metadata_set_transaction_id(struct thin_metadata *tmd, uint64_t old, uint64_t new)
-	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+	TP_TAKES(meta_root) TP_MUST_CHECK;
 
 /*
  * Grow to @nr_blocks; takes effect at the commit.  -EINVAL: smaller than now, or larger than
  * the data device or 2^40 blocks; nothing is changed.
  */
 int thin_metadata_resize_data(struct thin_metadata *tmd, dblock_t nr_blocks)
-	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+	TP_TAKES(meta_root) TP_MUST_CHECK;
 /* Use the metadata device up to its present size. */
-int thin_metadata_resize_metadata(struct thin_metadata *tmd)
-	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+int thin_metadata_resize_metadata(struct thin_metadata *tmd) TP_TAKES(meta_root) TP_MUST_CHECK;
 
 /*
  * Keep a copy of the state as it is now for tools (thin_dump -m, thin_delta) to read while the
  * pool runs; at most one.  Commits first; the copy is published by the commit that follows.
  *   -EBUSY  there is one
  */
-int thin_metadata_reserve_snap(struct thin_metadata *tmd) TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+int thin_metadata_reserve_snap(struct thin_metadata *tmd) TP_TAKES(meta_root) TP_MUST_CHECK;
 /* Give it up; effective with the commit that follows.  -ENODATA: there is none. */
-int thin_metadata_release_snap(struct thin_metadata *tmd) TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+int thin_metadata_release_snap(struct thin_metadata *tmd) TP_TAKES(meta_root) TP_MUST_CHECK;
 
 /* ---- queries ---- */
 
@@ -158,15 +157,14 @@ struct thin_metadata_info {
 };
 /* When the metadata has failed: 0 with @failed set and all counts zero. */
 int thin_metadata_get_info(struct thin_metadata *tmd, struct thin_metadata_info *ret_info)
-	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+	TP_TAKES(meta_root) TP_MUST_CHECK;
 
 struct thin_cache_stats {
 	uint64_t cached_bytes, dirty_bytes, limit_bytes, hits, misses, reads, writes,
 		shrunk_buffers, resets;
 };
 /* Any thread; shrinks by and by. */
-void thin_metadata_set_cache_limit(struct thin_metadata *tmd, uint64_t bytes)
-	TP_EXCLUDES(lc_bufio, lc_bufio_lru);
+void thin_metadata_set_cache_limit(struct thin_metadata *tmd, uint64_t bytes) TP_TAKES(bufio);
 
 void thin_metadata_get_cache_stats(struct thin_metadata *tmd, struct thin_cache_stats *ret_stats);
 
@@ -181,7 +179,7 @@ struct thin_device_details {
 };
 int thin_metadata_for_each_device(struct thin_metadata *tmd,
 				  int (*fn)(void *ctx, const struct thin_device_details *d),
-				  void *ctx) TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+				  void *ctx) TP_TAKES(meta_root) TP_MUST_CHECK;
 
 /* Mappings of a device in order, as maximal runs; the same rules.  For tools and tests. */
 struct thin_mapping {
@@ -192,7 +190,7 @@ struct thin_mapping {
 };
 int thin_metadata_for_each_mapping(struct thin_metadata *tmd, thin_id_t id,
 				   int (*fn)(void *ctx, const struct thin_mapping *m), void *ctx)
-	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+	TP_TAKES(meta_root) TP_MUST_CHECK;
 
 /* ---- data blocks (mutators) ---- */
 
@@ -201,10 +199,10 @@ int thin_metadata_for_each_mapping(struct thin_metadata *tmd, thin_id_t id,
  * until thin_insert_block() gives it a user.  -ENOSPC: commit and ask again, then it is full.
  */
 int thin_metadata_reserve_data_block(struct thin_metadata *tmd, dblock_t *ret_block)
-	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+	TP_TAKES(meta_root) TP_MUST_CHECK;
 /* Give reserved blocks back: a first write that failed, or a punch that is done. */
 void thin_metadata_unreserve_data_blocks(struct thin_metadata *tmd, dblock_t begin, dblock_t end)
-	TP_EXCLUDES(lc_meta_root);
+	TP_TAKES(meta_root);
 
 /*
  * Reserve the next run of free data blocks from @from on, @max_blocks at most.  -ENODATA: there
@@ -212,7 +210,7 @@ void thin_metadata_unreserve_data_blocks(struct thin_metadata *tmd, dblock_t beg
  */
 int thin_metadata_reserve_free_run(struct thin_metadata *tmd, dblock_t from, uint64_t max_blocks,
 				   dblock_t *ret_begin, dblock_t *ret_end)
-	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+	TP_TAKES(meta_root) TP_MUST_CHECK;
 
 /*
  * After a successful commit: the runs of data blocks that it made free.  Each is reserved
@@ -222,21 +220,21 @@ int thin_metadata_reserve_free_run(struct thin_metadata *tmd, dblock_t from, uin
  */
 void thin_metadata_take_freed(struct thin_metadata *tmd,
 			      void (*fn)(void *ctx, dblock_t begin, dblock_t end), void *ctx)
-	TP_EXCLUDES(lc_meta_root);
+	TP_TAKES(meta_root);
 
 /*
  * Do more leaves than one refer to the block?  A leaf that a snapshot shares counts once, so
  * false does not allow to write in place to what thin_run.shared says is shared.
  */
 int thin_metadata_data_block_is_shared(struct thin_metadata *tmd, dblock_t block, bool *ret_shared)
-	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+	TP_TAKES(meta_root) TP_MUST_CHECK;
 
 /* ---- one device ---- */
 
 int thin_device_open(struct thin_metadata *tmd, thin_id_t id, struct thin_device **ret_td)
-	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+	TP_TAKES(meta_root) TP_MUST_CHECK;
 /* NULL is allowed.  Returns NULL. */
-struct thin_device *thin_device_close(struct thin_device *td) TP_EXCLUDES(lc_meta_root);
+struct thin_device *thin_device_close(struct thin_device *td) TP_TAKES(meta_root);
 
 thin_id_t thin_device_id(const struct thin_device *td);
 
@@ -256,9 +254,10 @@ struct thin_run {
  */
 #define MBLOCK_NONE UINT64_MAX
 int thin_find_run(struct thin_device *td, vblock_t vblock, uint64_t max_blocks,
-		  struct thin_run *ret_run) TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+		  struct thin_run *ret_run) TP_TAKES(meta_root) TP_MUST_CHECK;
 int thin_try_find_run(struct thin_device *td, vblock_t vblock, uint64_t max_blocks,
-		      struct thin_run *ret_run, mblock_t *ret_missing) TP_MUST_CHECK;
+		      struct thin_run *ret_run, mblock_t *ret_missing)
+	TP_TAKES(bufio) TP_MUST_CHECK;
 
 /*
  * Start reading a missing block through the calling thread's io_queue.  -EINPROGRESS: @w is
@@ -271,32 +270,32 @@ struct thin_waiter {
 	int result;                          /* 0, -EAGAIN (reset away: look up again), -errno */
 	uintptr_t opaque[8];                 /* private to thin/ */
 };
-int thin_metadata_prefetch(struct thin_metadata *tmd, mblock_t missing,
-			   struct thin_waiter *w) TP_MUST_CHECK;
+int thin_metadata_prefetch(struct thin_metadata *tmd, mblock_t missing, struct thin_waiter *w)
+	TP_TAKES(bufio) TP_MUST_CHECK;
 
 /* Mutators.  @dblock is reserved; it is counted and no longer reserved afterwards. */
 int thin_insert_block(struct thin_device *td, vblock_t vblock, dblock_t dblock)
-	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+	TP_TAKES(meta_root) TP_MUST_CHECK;
 
 /*
  * Exchange the data blocks of two mapped vblocks of one device: no block is needed or freed.
  * -ENODATA: one of them is not mapped; nothing is changed.
  */
 int thin_swap_blocks(struct thin_device *td, vblock_t a, vblock_t b)
-	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+	TP_TAKES(meta_root) TP_MUST_CHECK;
 
 /*
  * Unmap [begin, end), at most about @max_blocks mapped blocks of it (a leaf's worth at least),
  * so that a huge range can be taken in slices.  *@ret_next: go on here; == @end when all is done.
  */
 int thin_remove_range(struct thin_device *td, vblock_t begin, vblock_t end, uint64_t max_blocks,
-		      vblock_t *ret_next) TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+		      vblock_t *ret_next) TP_TAKES(meta_root) TP_MUST_CHECK;
 
 uint64_t thin_device_mapped_blocks(const struct thin_device *td); /* lock-free */
 uint32_t thin_device_creation_time(const struct thin_device *td);
 /* -ENODATA: nothing is mapped. */
 int thin_device_highest_mapped(struct thin_device *td, vblock_t *ret_vblock)
-	TP_EXCLUDES(lc_meta_root) TP_MUST_CHECK;
+	TP_TAKES(meta_root) TP_MUST_CHECK;
 
 /* Changed since the last commit: a flush of this volume needs one.  Lock-free. */
 bool thin_device_changed(const struct thin_device *td);
