@@ -72,8 +72,9 @@ int pool_open(const struct pool_options *options, struct pool **ret_pool,
 	      struct tp_error *error) TP_EXCLUDES_ALL TP_MUST_CHECK;
 
 /*
- * Stop the worker, commit, close.  No I/O or command may be in flight, no volume referenced.
- * Returns the commit's error; the pool is gone in any case.  NULL is allowed.
+ * Stop the worker, commit, close: all that was acknowledged is durable then.  No I/O or command
+ * may be in flight, no volume referenced.  Returns the commit's error, or that of flushing data;
+ * the pool is gone in any case.  NULL is allowed.
  */
 int pool_close(struct pool *pool) TP_EXCLUDES_ALL;
 

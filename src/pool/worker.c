@@ -27,6 +27,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "util/clock.h"
 #include "util/log.h"
@@ -441,6 +442,7 @@ static void drain(struct pool *pool) TP_TAKES(throttle)
 {
 	struct worker *w = pool->worker;
 	uint64_t deadline = time_monotonic_usec() + CLOSE_PASSDOWN_USEC;
+	int r;
 
 	if (pool_is_dirty(pool))
 		w->result = pool_commit_now(pool);
@@ -451,6 +453,12 @@ static void drain(struct pool *pool) TP_TAKES(throttle)
 		if (io_queue_in_flight(w->q))
 			io_queue_run(w->q, CLOSE_PASSDOWN_USEC);
 	}
+	/* Writes in place need no commit, and nobody may have asked for a flush. */
+	r = pool->options.read_only ? 0 : io_device_flush(pool->data);
+	if (r)
+		log_err("\"%s\" cannot be flushed: %s", io_device_name(pool->data), strerror(-r));
+	if (r && !w->result)
+		w->result = r;
 	deliver(pool);
 }
 
@@ -480,7 +488,9 @@ static void *worker_main(void *arg)
 	tp_lock_hold_begin(w, LC_completion); /* W5 */
 	while (!atomic_load(&w->stop)) {
 		worker_pass(pool);
-		worker_sleep(w, next_timeout(pool));
+		/* The poke that came with it may have been taken for one of this pass. */
+		if (!atomic_load(&w->stop))
+			worker_sleep(w, next_timeout(pool));
 	}
 	if (w->q && w->copier) {
 		worker_pass(pool);

@@ -170,6 +170,33 @@ static void closing_commits(void **state)
 	assert_true(rig_reads_as(rig, v, 0, BLOCK, 1));
 }
 
+static void closing_flushes_writes_that_need_no_commit(void **state)
+{
+	uint64_t flushes;
+
+	(void)state;
+	assert_int_equal(rig_fill(rig, v, 0, BLOCK, 1), 0);
+	assert_int_equal(rig_flush(rig, v), 0);
+	assert_int_equal(rig_fill(rig, v, 0, BLOCK, 2), 0);
+	rig_close_volume(v);
+	flushes = fault_device_nr_requests(rig->data, FLUSHES);
+	assert_int_equal(pool_rig_close(rig), 0);
+	assert_true(fault_device_nr_requests(rig->data, FLUSHES) > flushes);
+
+	/* Who has written nothing flushes nothing; who cannot flush says so. */
+	rig->options.read_only = true;
+	pool_rig_open(rig);
+	flushes = fault_device_nr_requests(rig->data, FLUSHES);
+	assert_int_equal(pool_rig_close(rig), 0);
+	assert_int_equal(fault_device_nr_requests(rig->data, FLUSHES), flushes);
+	rig->options.read_only = false;
+	pool_rig_open(rig);
+	fault_device_fail_nth(rig->data, FLUSHES, 1);
+	assert_int_equal(pool_rig_close(rig), -EIO);
+	pool_rig_open(rig);
+	v = rig_open_volume(rig, "vol");
+}
+
 static void a_size_that_a_write_made_is_flushed(void **state)
 {
 	(void)state;
@@ -466,6 +493,7 @@ int main(void)
 		T(a_durable_write_is_durable),
 		T(changes_are_committed_after_a_while),
 		T(closing_commits),
+		T(closing_flushes_writes_that_need_no_commit),
 		T(a_size_that_a_write_made_is_flushed),
 		T_FAILED(a_failed_commit_makes_the_pool_read_only),
 		T_FAILED(a_durable_write_that_is_lost_fails),
