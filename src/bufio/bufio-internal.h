@@ -218,6 +218,11 @@ void buffer_orphan(struct bufio_shard *s, struct bufio_buffer *b, struct waiter_
 	TP_REQUIRES(lc_bufio);
 /* Drop a hold on a buffer whose read has failed. */
 void buffer_put_failed(struct bufio_buffer *b) TP_TAKES(bufio_lru);
+/*
+ * Make orphans of all reads in flight and have their waiters told -EAGAIN.  Nobody reads
+ * synchronously: that is done with meta_root held, which the caller has exclusively.
+ */
+void reads_abandon(struct bufio_client *c) TP_TAKES(bufio);
 /* Wait until no read is in flight; runs the thread's queue for its own. */
 void reads_drain(struct bufio_client *c) TP_TAKES(bufio);
 

@@ -7,7 +7,8 @@
  * runs it.  The thread itself, when it needs the block, runs its queue.  Any other thread
  * does not wait, since what it holds may be what that thread sleeps for: it puts a buffer
  * of its own in the place, reads that, and leaves the first one an orphan, which is freed
- * when its read ends.  Only a reset and the destruction wait for event loops.
+ * when its read ends.  A reset makes orphans of all of them: it runs with a pool's locks held, for
+ * which that thread may be waiting.  Only the destruction waits for event loops.
  *
  * Waiters are called where nobody holds a lock: out of the event loop of the thread that
  * read, or by the helper if the read ended inside of a call to bufio/, whose caller may
@@ -29,7 +30,7 @@ _Thread_local struct bufio_thread bufio_self;
 /* ---- the end of a read ---- */
 
 /* Returns true if the buffer is the caller's now, to be freed. */
-static bool end_read_locked(struct bufio_shard *s, struct bufio_buffer *b, int r, bool reset)
+static bool end_read_locked(struct bufio_shard *s, struct bufio_buffer *b, int r)
 	TP_REQUIRES(lc_bufio)
 {
 	bool drop = buffer_state(b) & BUFFER_DROP;
@@ -41,8 +42,8 @@ static bool end_read_locked(struct bufio_shard *s, struct bufio_buffer *b, int r
 		return !held;
 	}
 	/* Unhashed before the result shows, so that who sees it finds no second user. */
-	if (r || reset || (drop && !held)) {
-		b->error = r ? r : reset ? -EAGAIN : 0;
+	if (r || (drop && !held)) {
+		b->error = r;
 		shard_remove(s, b);
 		buffer_set_state(b, 0);
 		return !held;
@@ -51,11 +52,8 @@ static bool end_read_locked(struct bufio_shard *s, struct bufio_buffer *b, int r
 	return false;
 }
 
-/*
- * @b has been read with @r; without a hold of the caller's own it may be gone on return.
- * @reset: a reset waits for the read, so the buffer must not stay.
- */
-static void end_read(struct bufio_buffer *b, int r, bool reset, bool call_directly) TP_TAKES(bufio)
+/* @b has been read with @r; without a hold of the caller's own it may be gone on return. */
+static void end_read(struct bufio_buffer *b, int r, bool call_directly) TP_TAKES(bufio)
 {
 	struct waiter_list waiters = STAILQ_HEAD_INITIALIZER(waiters);
 	struct bufio_client *c = b->client;
@@ -71,12 +69,10 @@ static void end_read(struct bufio_buffer *b, int r, bool reset, bool call_direct
 
 	lock_bufio(&s->lock);
 	STAILQ_CONCAT(&waiters, &b->waiters);
-	gone = end_read_locked(s, b, r, reset);
+	gone = end_read_locked(s, b, r);
 	unlock_bufio(&s->lock);
 	if (gone)
 		buffer_free(c, b);
-	if (!r && reset)
-		r = -EAGAIN;
 	if (!call_directly && !STAILQ_EMPTY(&waiters))
 		helper_call(c, &waiters, r);
 
@@ -116,7 +112,7 @@ int buffer_read_now(struct bufio_buffer *b)
 	r = io_device_read(b->client->dev, b->data, METADATA_BLOCK_SIZE,
 			   b->block * METADATA_BLOCK_SIZE);
 	bufio_self.submitting--;
-	end_read(b, r, false, false);
+	end_read(b, r, false);
 	if (!r)
 		return 0;
 	buffer_put_failed(b);
@@ -150,6 +146,28 @@ int buffer_await_read(struct bufio_buffer *b)
 	return b->error;
 }
 
+void reads_abandon(struct bufio_client *c)
+{
+	struct waiter_list waiters = STAILQ_HEAD_INITIALIZER(waiters);
+	struct bufio_buffer *b, *next;
+
+	for (unsigned i = 0; i < NR_SHARDS; i++) {
+		struct bufio_shard *s = &c->shards[i];
+
+		lock_bufio(&s->lock);
+		for (b = TAILQ_FIRST(&s->clean); b; b = next) {
+			next = TAILQ_NEXT(b, link);
+			if (buffer_state(b) & BUFFER_READING) {
+				TP_INVARIANT(b->reader && atomic_load(&b->hold) == 0);
+				buffer_orphan(s, b, &waiters);
+			}
+		}
+		unlock_bufio(&s->lock);
+	}
+	if (!STAILQ_EMPTY(&waiters))
+		helper_call(c, &waiters, -EAGAIN);
+}
+
 void reads_drain(struct bufio_client *c)
 {
 	tp_lock_may_wait(LC_bufio);
@@ -169,7 +187,7 @@ static void read_done(struct io_request *io, int r)
 	struct bufio_buffer *b = container_of(io, struct bufio_buffer, read);
 
 	bufio_self.nr_reads--;
-	end_read(b, r, atomic_load(&b->client->resetting), bufio_self.pumping == 0);
+	end_read(b, r, bufio_self.pumping == 0);
 }
 
 /* @b is hashed and READING, and only its completion will look at it. */

@@ -14,11 +14,11 @@
  *   4. At most one write of a block is in flight: a WRITING buffer stays hashed until
  *      its write has ended, so nobody can create a second buffer for the block.
  *   5. While "resetting" is set no pass of the helper and no write pass starts, and
- *      no asynchronous read; nr_reading and the running passes only go down.
+ *      no asynchronous read.
  *
  * The reset needs meta_root, the locks of this cache and the metadata device, and waits
- * for nobody who needs more than the latter two.  The registry of shrinkers is taken by
- * create and destroy only: that is what the cache is reset for.
+ * for nobody who needs more than the latter two: for no event loop, whose thread may be asleep. The
+ * registry of shrinkers is taken by create and destroy only: that is what the cache is reset for.
  */
 #include "bufio/bufio-internal.h"
 
@@ -267,7 +267,7 @@ void bufio_client_reset(struct bufio_client *c)
 	TP_INVARIANT(!bufio_self.submitting);
 
 	reset_begin(c);
-	reads_drain(c);
+	reads_abandon(c);
 	drop_all(c);
 	reserve_refill(c);
 	reset_end(c);

@@ -15,13 +15,11 @@
  * buffers stay.  Who modifies a held buffer excludes other users by locks of
  * upper layers and calls bufio_mark_dirty() before the release.
  *
- * Nobody waits for the event loop of another thread, except bufio_client_reset() and
- * _destroy().  So a thread with reads of its own in flight (bufio_prefetch(),
- * bufio_read_async()) goes on running its queue and does not sleep on meta_root or what
- * comes before it.  If such a thread calls bufio_read() for a block it is reading, or
- * bufio_client_reset(), its queue is run inside that call: callbacks of others on
- * that queue must cope with the locks the thread holds.  All other calls run no
- * callbacks but bufio's own.
+ * Nobody waits for the event loop of another thread, except bufio_client_destroy().  So a
+ * thread with reads of its own in flight (bufio_prefetch(), bufio_read_async()) may sleep on
+ * any lock.  If such a thread calls bufio_read() for a block it is reading, its queue is run inside
+ * that call: callbacks of others on that queue must cope with the locks the thread
+ * holds.  All other calls run no callbacks but bufio's own.
  *
  * A write takes a copy of the buffer first (checksums are made in the copy), so
  * readers may use the buffer while it is written, and a buffer dirtied again
@@ -69,7 +67,8 @@ struct bufio_client *bufio_client_destroy(struct bufio_client *c) TP_EXCLUDES_AL
  *
  *   - dirty buffers are discarded, never written.  That is right because nothing
  *     of an open transaction may overwrite a committed block (L1 to L3);
- *   - reads and writes in flight are awaited first, so that none lands later;
+ *   - writes in flight are awaited first, so that none lands later; reads in event loops are
+ *     not: they end in memory that is no longer cached, and their waiters are told -EAGAIN;
  *   - the sticky write error is cleared; remembered block types (aux) are gone;
  *   - the reserve stays filled, so that reopening needs no memory;
  *   - a running helper pass is awaited, with no lock held that it needs.

@@ -153,19 +153,6 @@ void *reading(void *arg)
 	return NULL;
 }
 
-/* Prefetch, then behave as an event loop until it is there. */
-void *prefetching(void *arg)
-{
-	struct actor *a = arg;
-	struct io_queue *q;
-
-	bufio_prefetch(a->f->c, a->block, 1);
-	if (io_queue_self(&q) == 0)
-		while (io_queue_in_flight(q))
-			io_queue_run(q, UINT64_MAX);
-	return NULL;
-}
-
 void *prefetching_only(void *arg)
 {
 	struct actor *a = arg;

@@ -67,7 +67,6 @@ void start(struct actor *a, struct fixture *f, mblock_t block, void *(*fn)(void 
 void finish(struct actor *a);
 
 void *reading(void *arg);
-void *prefetching(void *arg);      /* then an event loop, until it is there */
 void *prefetching_only(void *arg); /* and no event loop before "released" */
 void *writing(void *arg);
 void *resetting(void *arg);
