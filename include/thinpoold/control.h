@@ -25,6 +25,8 @@
  *   Extend     data_size, metadata_size (one or both)  data_size, metadata_size: as they are now
  *   Dump       -                                       (a descriptor of the XML beside it)
  *   Trim       -                                       bytes
+ *   Reclaim    -                                       bytes, resident_before, resident_after,
+ *                                                      shrinkers: [name, objects, bytes]
  *   org.varlink.service.GetInfo and GetInterfaceDescription as varlink has them
  */
 #ifndef THINPOOLD_CONTROL_H

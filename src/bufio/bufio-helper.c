@@ -93,6 +93,7 @@ static void call_waiters(struct bufio_client *c) TP_REQUIRES(lc_bufio_lru)
 static void work_once(struct bufio_client *c) TP_REQUIRES(lc_bufio_lru)
 {
 	struct helper_work work = c->wanted;
+	uint64_t scans = c->scans_asked;
 
 	c->wanted = (struct helper_work){ .shrink = 0 };
 	c->helper_busy = true;
@@ -100,6 +101,7 @@ static void work_once(struct bufio_client *c) TP_REQUIRES(lc_bufio_lru)
 	helper_pass(c, &work);
 	lock_bufio_lru(&c->lock);
 	c->helper_busy = false;
+	c->scans_done = scans;
 	pthread_cond_broadcast(&c->changed);
 }
 
@@ -161,6 +163,7 @@ void helper_ask(struct bufio_client *c, const struct helper_work *work)
 		c->wanted.shrink = UINT64_MAX;
 	else
 		c->wanted.shrink += work->shrink;
+	c->scans_asked += work->shrink != 0;
 	c->wanted.write_back |= work->write_back;
 	c->wanted.limit |= work->limit;
 	c->wanted.refill |= work->refill;
@@ -196,7 +199,29 @@ static uint64_t shrink_scan(void *ctx, uint64_t nr)
 	return nr;
 }
 
-const struct shrinker_ops bufio_shrinker_ops = { .count = shrink_count, .scan = shrink_scan };
+static uint64_t shrink_freed(void *ctx)
+{
+	return atomic_load(&((struct bufio_client *)ctx)->shrunk);
+}
+
+/* What a reset overtakes is done, too: the cache is empty then. */
+static void shrink_settle(void *ctx)
+{
+	struct bufio_client *c = ctx;
+	uint64_t scans;
+
+	tp_lock_may_wait(LC_bufio);
+	lock_bufio_lru(&c->lock);
+	for (scans = c->scans_asked; c->scans_done < scans;)
+		tp_lock_wait(&c->lock, &c->changed);
+	unlock_bufio_lru(&c->lock);
+}
+
+const struct shrinker_ops bufio_shrinker_ops = { .count = shrink_count,
+						 .scan = shrink_scan,
+						 .freed = shrink_freed,
+						 .settle = shrink_settle,
+						 .object_bytes = METADATA_BLOCK_SIZE };
 
 /* ---- for tests ---- */
 

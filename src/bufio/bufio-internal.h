@@ -127,6 +127,8 @@ struct bufio_client {
 	bool helper_stop TP_GUARDED_BY(lc_bufio_lru);
 	bool helper_busy TP_GUARDED_BY(lc_bufio_lru); /* in a pass */
 	struct helper_work wanted TP_GUARDED_BY(lc_bufio_lru);
+	/* Scans of the shrinker, numbered: asked for, and those whose buffers are free by now. */
+	uint64_t scans_asked TP_GUARDED_BY(lc_bufio_lru), scans_done TP_GUARDED_BY(lc_bufio_lru);
 	struct waiter_list calls TP_GUARDED_BY(lc_bufio_lru); /* waiters the helper is to call */
 
 	struct bufio_counters counters[NR_COUNTERS];

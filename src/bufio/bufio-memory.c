@@ -62,10 +62,10 @@ static struct buffer_slab *slab_create(struct bufio_client *c)
 	return slab;
 }
 
-/* Give the page's memory back.  Under mlockall() it must be unlocked first. */
+/* Give the page's memory back.  Under mlockall() an old kernel wants it unlocked first. */
 static void page_drop(struct bufio_buffer *b)
 {
-	if (madvise(b->data, METADATA_BLOCK_SIZE, MADV_DONTNEED) == 0) {
+	if (madvise(b->data, METADATA_BLOCK_SIZE, MADV_DONTNEED_LOCKED) == 0) {
 		b->resident = false;
 		return;
 	}
@@ -232,7 +232,8 @@ uint64_t evict_count(struct bufio_client *c, uint64_t nr)
 	uint64_t done = 0;
 	struct bufio_buffer *b;
 
-	while (done < nr && (b = evict_one(c))) {
+	/* A reset waits for the helper, and drops everything anyway. */
+	while (done < nr && !atomic_load(&c->resetting) && (b = evict_one(c))) {
 		buffer_free(c, b);
 		done++;
 	}

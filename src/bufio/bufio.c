@@ -255,6 +255,7 @@ static void reset_end(struct bufio_client *c) TP_TAKES(bufio_lru)
 	lock_bufio_lru(&c->lock);
 	c->write_error = 0;
 	c->wanted = (struct helper_work){ .shrink = 0 };
+	c->scans_done = c->scans_asked;
 	c->resetting = false;
 	pthread_cond_broadcast(&c->changed);
 	pthread_cond_signal(&c->work);

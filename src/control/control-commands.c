@@ -34,7 +34,8 @@ static const char interface_description[] =
 	"  data_allocated: int, metadata_used: int, metadata_total: int,\n"
 	"  metadata_reserve: int, read_only: bool, catalog: bool, virtual_total: int,\n"
 	"  low_water_data: int, data_is_low: bool, low_water_metadata: int,\n"
-	"  metadata_is_low: bool, cache: object, statistics: object, settings: object\n"
+	"  metadata_is_low: bool, cache: object, statistics: object, settings: object,\n"
+	"  pressure: ?object, longest_throttle_usec: int\n"
 	")\n"
 	"method List() -> (volumes: []Volume)\n"
 	"method Create(name: string, size: int) -> (id: int)\n"
@@ -48,6 +49,11 @@ static const char interface_description[] =
 	"# The XML comes as a file descriptor beside the reply.\n"
 	"method Dump() -> ()\n"
 	"method Trim() -> (bytes: int)\n"
+	"# As if memory were short: all caches are emptied.\n"
+	"method Reclaim() -> (\n"
+	"  bytes: int, resident_before: int, resident_after: int,\n"
+	"  shrinkers: [](name: string, objects: int, bytes: int)\n"
+	")\n"
 	"\n"
 	"error NotFound (message: string)\n"
 	"error Exists (message: string)\n"
@@ -91,13 +97,13 @@ struct method {
 	/* "name:type?", types s(tring) i(nteger) b(oolean), '?': may be left out */
 	const char *parameters[4];
 	json_t *(*query)(struct control_call *call, json_t *parameters);
-	void (*fill)(struct pool_command *cmd, json_t *parameters);
+	void (*fill)(struct pool_command *cmd, json_t *parameters); /* both NULL: reclaim */
 };
 
 static json_t *get_status(struct control_call *call, json_t *parameters)
 {
 	(void)parameters;
-	return reply_parameters(status_document(call->pool));
+	return reply_parameters(status_document(call->pool, call->pressure));
 }
 
 static json_t *list(struct control_call *call, json_t *parameters)
@@ -224,6 +230,7 @@ static const struct method methods[] = {
 	  .fill = fill_extend },
 	{ CONTROL_INTERFACE ".Dump", { NULL }, .fill = fill_dump },
 	{ CONTROL_INTERFACE ".Trim", { NULL }, .fill = fill_trim },
+	{ CONTROL_INTERFACE ".Reclaim", { NULL }, .query = NULL },
 	{ VARLINK ".GetInfo", { NULL }, .query = get_info },
 	{ VARLINK ".GetInterfaceDescription",
 	  { "interface:s" },
@@ -323,7 +330,8 @@ static const struct method *find_method(const char *name)
 	return NULL;
 }
 
-bool control_call_begin(struct control_call *call, json_t *request)
+/* Makes the reply, if there is nothing to wait for. */
+static enum control_next begin(struct control_call *call, json_t *request)
 {
 	const char *name = json_string_value(json_object_get(request, "method"));
 	const struct method *m = name ? find_method(name) : NULL;
@@ -335,22 +343,30 @@ bool control_call_begin(struct control_call *call, json_t *request)
 	if (!name) {
 		call->reply =
 			control_reply_error(CONTROL_ERROR_FAILED, "a call needs a \"method\"");
-		return true;
+		return CONTROL_ANSWERED;
 	}
 	if (!m) {
 		call->reply = json_pack("{ss s{ss}}", "error", VARLINK ".MethodNotFound",
 					"parameters", "method", name);
-		return true;
+		return CONTROL_ANSWERED;
 	}
 	/* No parameters are as good as an empty object: jansson takes NULL for one. */
 	if (!check_request(request, &call->reply) || !check_parameters(m, parameters, &call->reply))
-		return true;
+		return CONTROL_ANSWERED;
 	if (m->query) {
 		call->reply = m->query(call, parameters);
-		return true;
+		return CONTROL_ANSWERED;
 	}
+	if (!m->fill)
+		return CONTROL_RECLAIM;
 	m->fill(&call->command, parameters);
-	return false;
+	return CONTROL_COMMAND;
+}
+
+enum control_next control_call_begin(struct control_call *call, json_t *request)
+{
+	call->next = begin(call, request);
+	return call->next;
 }
 
 /* What a command that succeeded has to tell. */
@@ -370,6 +386,38 @@ static json_t *result_parameters(const struct pool_command *cmd)
 	}
 }
 
+static json_t *reclaim_parameters(const struct pressure_request *request)
+{
+	const struct shrinkers_report *report = &request->report;
+	json_t *shrinkers = json_array();
+
+	for (unsigned i = 0; shrinkers && i < report->nr_results; i++) {
+		const struct shrinker_result *result = &report->results[i];
+		json_t *object =
+			json_pack("{so sI sI}", "name", control_text(result->name), "objects",
+				  (json_int_t)result->freed, "bytes", (json_int_t)result->bytes);
+
+		if (json_array_append_new(shrinkers, object)) {
+			json_decref(shrinkers);
+			shrinkers = NULL;
+		}
+	}
+	return json_pack("{sI sI sI so}", "bytes", (json_int_t)report->bytes, "resident_before",
+			 (json_int_t)request->resident_before, "resident_after",
+			 (json_int_t)request->resident_after, "shrinkers", shrinkers);
+}
+
+static json_t *reclaim_reply(const struct pressure_request *request, int r)
+{
+	if (!r)
+		return reply_parameters(reclaim_parameters(request));
+	return control_reply_error(CONTROL_ERROR_FAILED,
+				   r == -EOPNOTSUPP
+					   ? "requests are switched off by the configuration, set "
+					     "request = yes in [reclaim]"
+					   : "the daemon is about to end");
+}
+
 void control_call_finish(struct control_call *call, int r)
 {
 	static const struct {
@@ -384,6 +432,10 @@ void control_call_finish(struct control_call *call, int r)
 	const struct pool_command *cmd = &call->command;
 	const char *error = CONTROL_ERROR_FAILED;
 
+	if (call->next == CONTROL_RECLAIM) {
+		call->reply = reclaim_reply(&call->reclaim, r);
+		return;
+	}
 	if (!r) {
 		call->reply = reply_parameters(result_parameters(cmd));
 		if (cmd->op == POOL_DUMP)

@@ -9,21 +9,32 @@
 #include <stdbool.h>
 
 #include "pool/pool.h"
+#include "reclaim/pressure.h"
+
+/* What answers a call. */
+enum control_next {
+	CONTROL_ANSWERED, /* call->reply is set */
+	CONTROL_COMMAND,  /* call->command, to be submitted */
+	CONTROL_RECLAIM,  /* call->reclaim, likewise */
+};
 
 /* One call being answered. */
 struct control_call {
 	struct pool *pool;
-	struct pool_command command; /* when the method is one */
-	json_t *reply;               /* set once the answer is known */
-	int reply_fd;                /* to go with it; -1: none.  Whoever sends it closes it */
+	struct pressure *pressure; /* NULL: there is none */
+	enum control_next next;
+	struct pool_command command;
+	struct pressure_request reclaim;
+	json_t *reply; /* set once the answer is known */
+	int reply_fd;  /* to go with it; -1: none.  Whoever sends it closes it */
 };
 
 /*
- * Start answering @request (a JSON object, borrowed).  Returns true with call->reply set, or
- * false when call->command was filled in and is to be submitted: then control_call_finish()
- * makes the reply.  A reply of NULL says that there was no memory for it.
+ * Start answering @request (a JSON object, borrowed).  Returns call->next: unless the call is
+ * answered, something is to be submitted, and control_call_finish() makes the reply at its end.
+ * A reply of NULL says that there was no memory for it.
  */
-bool control_call_begin(struct control_call *call, json_t *request);
+enum control_next control_call_begin(struct control_call *call, json_t *request);
 void control_call_finish(struct control_call *call, int r);
 
 /* An error of ours (CONTROL_ERROR_FAILED ...) as a reply.  NULL: no memory. */

@@ -6,13 +6,13 @@
  * A connection is in one of three states:
  *
  *   reading   collects bytes up to a NUL, which ends a call
- *   busy      a pool command is under way; input waits in the socket
+ *   busy      a command or a request to reclaim is under way; input waits in the socket
  *   writing   a reply has not left completely; input waits in the socket
  *
  * So a connection holds one message and one reply at most, whatever its peer does;
  * and after CALLS_A_ROUND calls the others have their turn.
  *
- * A command ends on the pool worker, which only puts it on the list of finished
+ * It ends on the pool worker or the pressure thread, which only puts it on the list of finished
  * calls (lock class control) and wakes the queue; the reply is made here.
  *
  * Invariants
@@ -20,7 +20,7 @@
  *     freed once the command has ended.
  *  2. The watch is armed for POLLIN in reading, POLLOUT in writing and when calls are
  *     left over for the next round, nothing in busy.
- *  3. A worker touches neither a connection nor the server once it has let go of the lock.
+ *  3. Another thread touches neither a connection nor the server once it has let go of the lock.
  */
 #define LOG_MODULE "control"
 #include "control/control-server.h"
@@ -60,8 +60,8 @@ struct connection {
 	bool gone; /* free it once the command has ended */
 	uint64_t last_active_usec;
 	struct control_call call;
-	int command_result;
-	char *in; /* CONTROL_MESSAGE_MAX bytes */
+	int result; /* of what made it busy */
+	char *in;   /* CONTROL_MESSAGE_MAX bytes */
 	size_t in_len;
 	char *out; /* a reply with its NUL */
 	size_t out_len, out_done;
@@ -70,6 +70,7 @@ struct connection {
 struct control_server {
 	struct io_queue *q;
 	struct pool *pool;
+	struct pressure *pressure;
 	char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
 	struct io_watch listening, finished_event;
 	int spare_fd; /* given up to refuse a client when the process has no other left */
@@ -227,14 +228,14 @@ static bool start_reply(struct connection *c)
 	return true;
 }
 
-static void command_done(struct pool_command *cmd, int r)
+/* Another thread has done what a call asked for. */
+static void call_done(struct control_call *call, int r)
 {
-	struct control_call *call = container_of(cmd, struct control_call, command);
 	struct connection *c = container_of(call, struct connection, call);
 	struct control_server *s = c->server;
 	uint64_t one = 1;
 
-	c->command_result = r;
+	c->result = r;
 	lock_control(&s->lock);
 	STAILQ_INSERT_TAIL(&s->finished, c, finished_link);
 	/* Under the lock: as soon as it is free, the server may be destroyed. */
@@ -243,29 +244,45 @@ static void command_done(struct pool_command *cmd, int r)
 	unlock_control(&s->lock);
 }
 
+static void command_done(struct pool_command *cmd, int r)
+{
+	call_done(container_of(cmd, struct control_call, command), r);
+}
+
+static void reclaim_done(struct pressure_request *request, int r)
+{
+	call_done(container_of(request, struct control_call, reclaim), r);
+}
+
 enum handled { HANDLED_ANSWERED, HANDLED_BUSY, HANDLED_GONE };
 
 static enum handled handle_message(struct connection *c, const char *text)
 {
 	json_error_t where;
 	json_t *request = json_loads(text, JSON_REJECT_DUPLICATES, &where);
-	bool answered = true;
+	enum control_next next = CONTROL_ANSWERED;
 
 	c->call.pool = c->server->pool;
+	c->call.pressure = c->server->pressure;
 	if (!json_is_object(request)) {
 		c->call.reply = control_reply_error(
 			CONTROL_ERROR_FAILED, request ? "a call is a JSON object" : where.text);
 	} else {
-		answered = control_call_begin(&c->call, request);
+		next = control_call_begin(&c->call, request);
 	}
 	json_decref(request);
-	if (answered)
+	if (next == CONTROL_ANSWERED)
 		return start_reply(c) ? HANDLED_ANSWERED : HANDLED_GONE;
 
 	c->state = CONN_BUSY;
 	connection_watch(c, 0);
-	c->call.command.done = command_done;
-	pool_command_submit(c->server->pool, &c->call.command);
+	if (next == CONTROL_RECLAIM) {
+		c->call.reclaim.done = reclaim_done;
+		pressure_submit(c->server->pressure, &c->call.reclaim);
+	} else {
+		c->call.command.done = command_done;
+		pool_command_submit(c->server->pool, &c->call.command);
+	}
 	return HANDLED_BUSY; /* it goes on in finished_ready() */
 }
 
@@ -407,7 +424,7 @@ static void finished_ready(struct io_watch *w, short revents)
 	(void)!read(w->fd, &count, sizeof(count));
 	while ((c = take_finished(s))) {
 		c->state = CONN_READING;
-		control_call_finish(&c->call, c->command_result);
+		control_call_finish(&c->call, c->result);
 		if (c->gone) {
 			connection_free(c);
 			continue;
@@ -447,8 +464,9 @@ static int listen_at(const char *path, struct tp_error *error)
 	return fd;
 }
 
-int control_server_create(struct io_queue *q, struct pool *pool, const char *path,
-			  struct control_server **ret_server, struct tp_error *error)
+int control_server_create(struct io_queue *q, struct pool *pool, struct pressure *pressure,
+			  const char *path, struct control_server **ret_server,
+			  struct tp_error *error)
 {
 	struct control_server *s = calloc(1, sizeof(*s));
 
@@ -468,6 +486,7 @@ int control_server_create(struct io_queue *q, struct pool *pool, const char *pat
 	s->spare_fd = spare_descriptor();
 	s->q = q;
 	s->pool = pool;
+	s->pressure = pressure;
 	memcpy(s->path, path, strlen(path) + 1);
 	tp_lock_init(&s->lock, LC_control, LOCK_KIND_MUTEX);
 	STAILQ_INIT(&s->finished);

@@ -13,6 +13,7 @@
 
 #include "io/io-queue.h"
 #include "pool/pool.h"
+#include "reclaim/pressure.h"
 #include "util/compiler.h"
 #include "util/error.h"
 #include "util/lock-class.h"
@@ -21,13 +22,15 @@ struct control_server;
 
 /*
  * Listen at @path (made with mode 0600; a stale socket there is replaced) and answer calls
- * about @pool out of io_queue_run(@q).
+ * about @pool out of io_queue_run(@q).  Requests to reclaim memory go to @pressure.
  */
-int control_server_create(struct io_queue *q, struct pool *pool, const char *path,
-			  struct control_server **ret_server, struct tp_error *error) TP_MUST_CHECK;
+int control_server_create(struct io_queue *q, struct pool *pool, struct pressure *pressure,
+			  const char *path, struct control_server **ret_server,
+			  struct tp_error *error) TP_MUST_CHECK;
 
 /*
- * Close and remove the socket; waits for commands under way.  NULL is allowed.  Returns NULL.
+ * Close and remove the socket; waits for commands and requests under way, so the pool and the
+ * pressure thread are still there, or the latter has ended.  NULL is allowed.  Returns NULL.
  */
 struct control_server *control_server_destroy(struct control_server *s) TP_TAKES(completion);
 

@@ -75,6 +75,8 @@ static const struct number pool_numbers[] = {
 	  OF(stats.unaligned, NUMBER_U64) },
 	{ "throttled_total", "Requests that waited for a worker that was behind",
 	  OF(stats.throttled, NUMBER_U64) },
+	{ "throttles_total", "Times that a worker that was behind made new work wait",
+	  OF(stats.throttles, NUMBER_U64) },
 	{ "commits_total", "Transactions made durable", OF(stats.commits, NUMBER_U64) },
 	{ "aborts_total", "Transactions thrown away", OF(stats.aborts, NUMBER_U64) },
 	{ "commands_total", "Changes to the set of volumes", OF(stats.commands, NUMBER_U64) },
@@ -83,6 +85,8 @@ static const struct number pool_numbers[] = {
 	{ "cache_hits_total", "Metadata blocks found in the cache", OF(cache_hits, NUMBER_U64) },
 	{ "cache_misses_total", "Metadata blocks read from the device",
 	  OF(cache_misses, NUMBER_U64) },
+	{ "cache_shrunk_total", "Metadata blocks dropped because memory was short",
+	  OF(cache_shrunk, NUMBER_U64) },
 };
 /* clang-format on */
 
@@ -142,6 +146,36 @@ static void print_requests(FILE *out, const struct pool_stats *s)
 static void print_seconds(FILE *out, uint64_t usec)
 {
 	fprintf(out, "%" PRIu64 ".%06" PRIu64, usec / 1000000, usec % 1000000);
+}
+
+static void print_duration(FILE *out, const char *name, const char *type, const char *help,
+			   uint64_t usec)
+{
+	print_head(out, name, type, help);
+	fprintf(out, PREFIX "%s ", name);
+	print_seconds(out, usec);
+	fputc('\n', out);
+}
+
+static void print_pressure(FILE *out, struct pressure *pressure)
+{
+	struct pressure_stats s;
+
+	pressure_get_stats(pressure, &s);
+	print_head(out, "pressure_events_total", "counter", "Signs that memory is short");
+	for (unsigned i = 0; i < PRESSURE_NR_SOURCES; i++)
+		fprintf(out, PREFIX "pressure_events_total{source=\"%s\"} %" PRIu64 "\n",
+			pressure_source_name(i), s.sources[i].events);
+	print_head(out, "pressure_watched", "gauge", "1 for the sources that are watched");
+	for (unsigned i = 0; i < PRESSURE_NR_SOURCES; i++)
+		fprintf(out, PREFIX "pressure_watched{source=\"%s\"} %d\n", pressure_source_name(i),
+			s.sources[i].state == PRESSURE_WATCHED);
+	print_number(out, "reclaim_runs_total", "Times that the caches were asked for memory",
+		     s.runs);
+	print_number(out, "reclaimed_bytes_total", "Memory that they gave back", s.given_back);
+	print_duration(out, "registry_hold_longest_seconds", "gauge",
+		       "How long the caches' callbacks have kept their registry at most",
+		       s.longest_hold_usec);
 }
 
 /* Prometheus' buckets hold all that is not longer, ours what the one before does not hold. */
@@ -205,7 +239,8 @@ static void print_volumes(FILE *out, struct pool *pool, const char *metric, cons
 	}
 }
 
-char *metrics_render(struct pool *pool, const struct metric *more, size_t nr_more)
+char *metrics_render(struct pool *pool, struct pressure *pressure, const struct metric *more,
+		     size_t nr_more)
 {
 	struct pool_status status;
 	char *text = NULL;
@@ -221,6 +256,13 @@ char *metrics_render(struct pool *pool, const struct metric *more, size_t nr_mor
 	for (size_t i = 0; i < ARRAY_SIZE(pool_numbers); i++)
 		print_number(out, pool_numbers[i].name, pool_numbers[i].help,
 			     value_of(&pool_numbers[i], &status));
+	print_duration(out, "throttle_seconds_total", "counter",
+		       "How long a worker that was behind made new work wait",
+		       status.stats.throttle_usec);
+	print_duration(out, "throttle_longest_seconds", "gauge", "How long at most at a time",
+		       status.longest_throttle_usec);
+	if (pressure)
+		print_pressure(out, pressure);
 	print_requests(out, &status.stats);
 	print_latencies(out, pool);
 	for (size_t i = 0; i < nr_more; i++)

@@ -14,6 +14,7 @@
 #include <stdint.h>
 
 #include "pool/pool.h"
+#include "reclaim/pressure.h"
 #include "util/lock-class.h"
 
 /* One number; a name that ends in _total is a counter's, all others are gauges'. */
@@ -24,10 +25,10 @@ struct metric {
 
 /*
  * The text exposition format, version 0.0.4, for .thinpool/metrics: a string that the caller
- * frees.  @more is what the caller has to add.  NULL: no memory.
+ * frees.  @more is what the caller has to add; @pressure may be NULL.  NULL: no memory.
  */
-char *metrics_render(struct pool *pool, const struct metric *more, size_t nr_more)
-	TP_TAKES(catalog);
+char *metrics_render(struct pool *pool, struct pressure *pressure, const struct metric *more,
+		     size_t nr_more) TP_TAKES(catalog);
 
 /* Volumes with samples of their own: those with the smallest ids. */
 #define METRICS_VOLUMES_MAX 1000

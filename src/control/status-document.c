@@ -15,6 +15,7 @@
 
 #include "control/control-internal.h"
 #include "util/clock.h"
+#include "util/error.h"
 #include "util/parse-size.h"
 
 static json_int_t number(uint64_t n)
@@ -25,7 +26,7 @@ static json_int_t number(uint64_t n)
 static json_t *statistics_object(const struct pool_stats *s)
 {
 	return json_pack(
-		"{sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI}", "reads",
+		"{sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI}", "reads",
 		number(s->reads), "writes", number(s->writes), "flushes", number(s->flushes),
 		"discards", number(s->discards), "read_bytes", number(s->read_bytes), "write_bytes",
 		number(s->write_bytes), "discard_bytes", number(s->discard_bytes),
@@ -35,7 +36,33 @@ static json_t *statistics_object(const struct pool_stats *s)
 		"metadata_misses", number(s->metadata_misses), "unaligned", number(s->unaligned),
 		"commits", number(s->commits), "aborts", number(s->aborts), "commands",
 		number(s->commands), "throttled", number(s->throttled), "low_water_data",
-		number(s->low_water_data), "low_water_metadata", number(s->low_water_metadata));
+		number(s->low_water_data), "low_water_metadata", number(s->low_water_metadata),
+		"throttles", number(s->throttles), "throttle_usec", number(s->throttle_usec));
+}
+
+static json_t *pressure_object(struct pressure *pressure)
+{
+	json_t *sources = json_object();
+	struct pressure_stats s;
+
+	if (!pressure) {
+		json_decref(sources);
+		return json_null();
+	}
+	pressure_get_stats(pressure, &s);
+	for (unsigned i = 0; i < PRESSURE_NR_SOURCES; i++) {
+		json_t *source = json_pack(
+			"{ss so sI}", "state", pressure_state_name(s.sources[i].state), "why",
+			control_text(s.sources[i].why), "events", number(s.sources[i].events));
+
+		if (json_object_set_new(sources, pressure_source_name(i), source)) {
+			json_decref(sources);
+			return NULL;
+		}
+	}
+	return json_pack("{so sI sI sI}", "sources", sources, "runs", number(s.runs), "given_back",
+			 number(s.given_back), "longest_registry_hold_usec",
+			 number(s.longest_hold_usec));
 }
 
 static const char *discard_word(enum pool_discard discard)
@@ -54,14 +81,14 @@ static json_t *settings_object(const struct pool_status *s)
 			 (double)s->no_space_timeout_usec / USEC_PER_SEC);
 }
 
-json_t *status_document(struct pool *pool)
+json_t *status_document(struct pool *pool, struct pressure *pressure)
 {
 	struct pool_status s;
 
 	pool_get_status(pool, &s);
 	return json_pack(
 		"{ss so sb ss sI sI sI sI sI sI sI sI sI sI sb sb sI sI sb sI sb s{sI sI "
-		"sI sI} so so}",
+		"sI sI sI} so so so sI}",
 		"mode", pool_mode_name(s.mode), "reason", control_text(s.reason), "needs_check",
 		s.needs_check, "version", TP_VERSION, "pid", number((uint64_t)getpid()),
 		"transaction_id", number(s.transaction_id), "held_root", number(s.held_root),
@@ -73,8 +100,10 @@ json_t *status_document(struct pool *pool)
 		number(s.low_water_data), "data_is_low", s.data_is_low, "low_water_metadata",
 		number(s.low_water_metadata), "metadata_is_low", s.metadata_is_low, "cache", "used",
 		number(s.cache_bytes), "limit", number(s.cache_limit_bytes), "hits",
-		number(s.cache_hits), "misses", number(s.cache_misses), "statistics",
-		statistics_object(&s.stats), "settings", settings_object(&s));
+		number(s.cache_hits), "misses", number(s.cache_misses), "shrunk",
+		number(s.cache_shrunk), "statistics", statistics_object(&s.stats), "settings",
+		settings_object(&s), "pressure", pressure_object(pressure), "longest_throttle_usec",
+		number(s.longest_throttle_usec));
 }
 
 /* The origin's name, or null: none, or it is gone. */
@@ -145,9 +174,9 @@ json_t *list_document(struct pool *pool)
 	return sorted(array);
 }
 
-char *status_render_json(struct pool *pool)
+char *status_render_json(struct pool *pool, struct pressure *pressure)
 {
-	json_t *document = status_document(pool);
+	json_t *document = status_document(pool, pressure);
 	char *flat = document ? json_dumps(document, JSON_INDENT(2)) : NULL, *text = NULL;
 
 	if (flat && asprintf(&text, "%s\n", flat) < 0)
@@ -162,7 +191,24 @@ static double percent(uint64_t part, uint64_t whole)
 	return whole ? 100.0 * (double)part / (double)whole : 0;
 }
 
-char *status_render_text(struct pool *pool)
+static void print_pressure(FILE *f, struct pressure *pressure)
+{
+	char size[FORMAT_SIZE_MAX];
+	struct pressure_stats s;
+
+	pressure_get_stats(pressure, &s);
+	for (unsigned i = 0; i < PRESSURE_NR_SOURCES; i++)
+		fprintf(f, "%s %s, %s%s%s, %" PRIu64 " events\n",
+			i ? "            " : "pressure    ", pressure_source_name(i),
+			pressure_state_name(s.sources[i].state), s.sources[i].why[0] ? ": " : "",
+			one_line(s.sources[i].why), s.sources[i].events);
+	fprintf(f,
+		"reclaim      %" PRIu64 " runs gave back %s, the registry was held for at most "
+		"%" PRIu64 " us\n",
+		s.runs, format_size(s.given_back, size, sizeof(size)), s.longest_hold_usec);
+}
+
+char *status_render_text(struct pool *pool, struct pressure *pressure)
 {
 	char a[FORMAT_SIZE_MAX], b[FORMAT_SIZE_MAX], c[FORMAT_SIZE_MAX];
 	struct pool_status s;
@@ -213,9 +259,19 @@ char *status_render_text(struct pool *pool)
 		s.stats.provisioned_blocks, s.stats.broken_sharing_blocks);
 	fprintf(f, "commits      %" PRIu64 ", %" PRIu64 " aborts\n", s.stats.commits,
 		s.stats.aborts);
-	fprintf(f, "cache        %s of %s, %" PRIu64 " hits, %" PRIu64 " misses\n",
+	fprintf(f,
+		"throttle     %" PRIu64 " times, %" PRIu64 " us in all, %" PRIu64
+		" us at most, %" PRIu64 " requests waited\n",
+		s.stats.throttles, s.stats.throttle_usec, s.longest_throttle_usec,
+		s.stats.throttled);
+	fprintf(f,
+		"cache        %s of %s, %" PRIu64 " hits, %" PRIu64 " misses, %" PRIu64
+		" buffers given back\n",
 		format_size(s.cache_bytes, a, sizeof(a)),
-		format_size(s.cache_limit_bytes, b, sizeof(b)), s.cache_hits, s.cache_misses);
+		format_size(s.cache_limit_bytes, b, sizeof(b)), s.cache_hits, s.cache_misses,
+		s.cache_shrunk);
+	if (pressure)
+		print_pressure(f, pressure);
 	if (!fclose(f))
 		return text;
 	free(text);

@@ -6,6 +6,8 @@
  * Threads:  any.
  * Units:    bytes, in every key that counts space.
  * Errors:   NULL: no memory.
+ *
+ * A pressure thread of NULL says that there is none.
  */
 #ifndef TP_CONTROL_STATUS_DOCUMENT_H
 #define TP_CONTROL_STATUS_DOCUMENT_H
@@ -13,17 +15,18 @@
 #include <jansson.h>
 
 #include "pool/pool.h"
+#include "reclaim/pressure.h"
 #include "util/lock-class.h"
 
 /* The object of status --json.  NULL: no memory.  The caller owns the reference. */
-json_t *status_document(struct pool *pool) TP_TAKES(catalog);
+json_t *status_document(struct pool *pool, struct pressure *pressure) TP_TAKES(catalog);
 
 /* The array of list --json, in order of name.  NULL: no memory. */
 json_t *list_document(struct pool *pool) TP_TAKES(catalog);
 
 /* For .thinpool/status.json and .thinpool/status: strings that the caller frees.  NULL: no memory.
  */
-char *status_render_json(struct pool *pool) TP_TAKES(catalog);
-char *status_render_text(struct pool *pool) TP_TAKES(catalog);
+char *status_render_json(struct pool *pool, struct pressure *pressure) TP_TAKES(catalog);
+char *status_render_text(struct pool *pool, struct pressure *pressure) TP_TAKES(catalog);
 
 #endif

@@ -95,6 +95,7 @@ static const struct verb verbs[] = {
 	{ "list", "MNT", "List the volumes of a pool", 1, json_options, ctl_list },
 	{ "status", "MNT", "Show how a pool is doing", 1, json_options, ctl_status },
 	{ "trim", "MNT", "Give every free data block back to the host", 1, json_options, ctl_trim },
+	{ "reclaim", "MNT", "Give back the memory of caches", 1, json_options, ctl_reclaim },
 };
 
 int ctl_fail(enum ctl_exit code, const char *fmt, ...)

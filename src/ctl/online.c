@@ -465,3 +465,28 @@ int ctl_trim(const struct ctl_args *a)
 	json_decref(reply);
 	return CTL_OK;
 }
+
+int ctl_reclaim(const struct ctl_args *a)
+{
+	char size[FORMAT_SIZE_MAX];
+	json_t *reply, *shrinker;
+	size_t i;
+	int code = call_daemon(a->args[0], "Reclaim", json_object(), &reply);
+
+	if (code)
+		return code;
+	if (a->json) {
+		ctl_print_json(reply);
+	} else {
+		printf("%s: %s given back\n", a->args[0],
+		       format_size((uint64_t)json_integer_value(json_object_get(reply, "bytes")),
+				   size, sizeof(size)));
+		json_array_foreach(json_object_get(reply, "shrinkers"), i, shrinker)
+			printf("  %s: %s\n", json_string_value(json_object_get(shrinker, "name")),
+			       format_size((uint64_t)json_integer_value(
+						   json_object_get(shrinker, "bytes")),
+					   size, sizeof(size)));
+	}
+	json_decref(reply);
+	return CTL_OK;
+}

@@ -123,6 +123,55 @@ static int add_usage(struct libscols_table *table, json_t *s, const char *what,
 	return add_fact(table, what, line);
 }
 
+static int add_cache(struct libscols_table *table, json_t *cache)
+{
+	char used[FORMAT_SIZE_MAX], limit[FORMAT_SIZE_MAX], line[200];
+
+	snprintf(line, sizeof(line),
+		 "%s of %s, %" PRIu64 " hits, %" PRIu64 " misses, %" PRIu64 " buffers given back",
+		 size_of(cache, "used", used), size_of(cache, "limit", limit),
+		 number_of(cache, "hits"), number_of(cache, "misses"), number_of(cache, "shrunk"));
+	return add_fact(table, "cache", line);
+}
+
+static int add_throttle(struct libscols_table *table, json_t *s)
+{
+	json_t *statistics = json_object_get(s, "statistics");
+	char line[200];
+
+	snprintf(line, sizeof(line),
+		 "%" PRIu64 " times, %.3f s in all, %.3f s at most, %" PRIu64 " requests waited",
+		 number_of(statistics, "throttles"),
+		 (double)number_of(statistics, "throttle_usec") / 1e6,
+		 (double)number_of(s, "longest_throttle_usec") / 1e6,
+		 number_of(statistics, "throttled"));
+	return add_fact(table, "throttle", line);
+}
+
+static int add_pressure(struct libscols_table *table, json_t *pressure)
+{
+	char text[FORMAT_SIZE_MAX], line[400];
+	const char *name;
+	json_t *source;
+	int r = 0;
+
+	json_object_foreach(json_object_get(pressure, "sources"), name, source)
+	{
+		const char *why = text_of(source, "why");
+
+		snprintf(line, sizeof(line), "%s, %s%s%s, %" PRIu64 " events", name,
+			 text_of(source, "state"), *why ? ": " : "", why,
+			 number_of(source, "events"));
+		if (!r)
+			r = add_fact(table, "memory pressure", line);
+	}
+	snprintf(line, sizeof(line),
+		 "%" PRIu64 " runs gave back %s, the registry was held for at most %.3f s",
+		 number_of(pressure, "runs"), size_of(pressure, "given_back", text),
+		 (double)number_of(pressure, "longest_registry_hold_usec") / 1e6);
+	return r ? r : add_fact(table, "reclaim", line);
+}
+
 int ctl_print_status(json_t *s)
 {
 	struct libscols_table *table = new_table();
@@ -162,6 +211,12 @@ int ctl_print_status(json_t *s)
 	if (!r)
 		r = add_fact(table, "needs check",
 			     json_is_true(json_object_get(s, "needs_check")) ? "yes" : "no");
+	if (!r)
+		r = add_cache(table, json_object_get(s, "cache"));
+	if (!r)
+		r = add_throttle(table, s);
+	if (!r && json_is_object(json_object_get(s, "pressure")))
+		r = add_pressure(table, json_object_get(s, "pressure"));
 	snprintf(line, sizeof(line), "%" PRIu64, number_of(s, "pid"));
 	if (!r)
 		r = add_fact(table, "pid", line);

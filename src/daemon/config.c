@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "reclaim/pressure.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/parse-size.h"
@@ -242,6 +243,26 @@ static const struct config_key keys[] = {
 	  .expected = "pages or none" },
 	{ "fuse", "allow_other", "no", FIELD(allow_other), .kind = &kind_bool,
 	  .words = yes_no_words, .expected = "yes or no" },
+	{ "reclaim", "psi", "yes", FIELD(psi), .kind = &kind_bool, .words = yes_no_words,
+	  .expected = "yes or no" },
+	{ "reclaim", "cgroup", "yes", FIELD(cgroup), .kind = &kind_bool, .words = yes_no_words,
+	  .expected = "yes or no" },
+	{ "reclaim", "watch", "yes", FIELD(watch), .kind = &kind_bool, .words = yes_no_words,
+	  .expected = "yes or no" },
+	{ "reclaim", "request", "yes", FIELD(request), .kind = &kind_bool, .words = yes_no_words,
+	  .expected = "yes or no" },
+	{ "reclaim", "stall", "0.2", FIELD(stall_usec), .kind = &kind_seconds,
+	  .min = SECONDS(1) / 1000, .max = PRESSURE_WINDOW_USEC - SECONDS(1) / 1000,
+	  .expected = "seconds from 0.001 to 1.999" },
+	{ "reclaim", "timer", "0", FIELD(timer_usec), .kind = &kind_seconds, .min = 0,
+	  .max = SECONDS(86400), .expected = "seconds from 0 (none) to 86400" },
+	{ "reclaim", "page_cache", "no", FIELD(page_cache), .kind = &kind_bool,
+	  .words = yes_no_words, .expected = "yes or no" },
+	{ "reclaim", "page_cache_limit", "0.1", FIELD(page_cache_limit_usec), .kind = &kind_seconds,
+	  .min = SECONDS(1) / 1000, .max = SECONDS(60), .expected = "seconds from 0.001 to 60" },
+	{ "reclaim", "page_cache_interval", "10", FIELD(page_cache_interval_usec),
+	  .kind = &kind_seconds, .min = 0, .max = SECONDS(86400),
+	  .expected = "seconds from 0 to 86400" },
 	{ "daemon", "lock_memory", "yes", FIELD(lock_memory), .kind = &kind_bool,
 	  .words = yes_no_words, .expected = "yes or no" },
 	{ "daemon", "log_level", "info", AT_ONCE, FIELD(log_level), .kind = &kind_level,

@@ -38,6 +38,11 @@ struct config {
 	unsigned workers;
 	enum config_cache cache;
 	bool allow_other;
+	/* [reclaim] */
+	bool psi, cgroup, watch, request;
+	uint64_t stall_usec, timer_usec; /* timer 0: none */
+	bool page_cache;
+	uint64_t page_cache_limit_usec, page_cache_interval_usec;
 	/* [daemon] */
 	bool lock_memory;
 	enum log_level log_level;

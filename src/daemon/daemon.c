@@ -2,7 +2,7 @@
 /*
  * daemon.c - the parts of one running daemon, put together and taken apart
  *
- * Order of the start: event queue, pool, control socket, mount.  The socket comes
+ * Order of the start: event queue, pool, pressure thread, control socket, mount.  The socket comes
  * before the mount, because the mount names it.  The stop takes the reverse order,
  * so that nothing is closed under somebody who still uses it; it accepts a daemon
  * that was half built.
@@ -43,6 +43,7 @@
 struct daemon {
 	struct io_queue *q;
 	struct pool *pool;
+	struct pressure *pressure;
 	struct control_server *control;
 	_Atomic(struct fuse_server *) fuse; /* the pool's events may come before it is there */
 	char metadata_path[4096], data_path[4096], socket_path[128];
@@ -69,12 +70,16 @@ static void pool_event(void *ctx, const struct pool_event *event)
 
 static char *render_status_text(void *ctx)
 {
-	return status_render_text(ctx);
+	struct daemon *d = ctx;
+
+	return status_render_text(d->pool, d->pressure);
 }
 
 static char *render_status_json(void *ctx)
 {
-	return status_render_json(ctx);
+	struct daemon *d = ctx;
+
+	return status_render_json(d->pool, d->pressure);
 }
 
 static char *render_metrics(void *ctx)
@@ -96,7 +101,7 @@ static char *render_metrics(void *ctx)
 		{ "open_volumes", "Volumes that somebody has open", s.open_volumes },
 	};
 
-	return metrics_render(d->pool, more, ARRAY_SIZE(more));
+	return metrics_render(d->pool, d->pressure, more, ARRAY_SIZE(more));
 }
 
 static char *render_config(void *ctx)
@@ -190,6 +195,24 @@ static int open_pool(struct daemon *d, const struct daemon_options *o, struct tp
 	return pool_open(&options, &d->pool, error);
 }
 
+static int start_pressure(struct daemon *d, const struct config *cfg, struct tp_error *error)
+{
+	struct pressure_options options = {
+		.enabled = { [PRESSURE_PSI] = cfg->psi,
+			     [PRESSURE_CGROUP] = cfg->cgroup,
+			     [PRESSURE_WATCH] = cfg->watch,
+			     [PRESSURE_REQUEST] = cfg->request,
+			     [PRESSURE_TIMER] = cfg->timer_usec > 0 },
+		.stall_usec = cfg->stall_usec,
+		.timer_usec = cfg->timer_usec,
+		.watch_path = getenv("MEMORY_PRESSURE_WATCH"),
+		.watch_write = getenv("MEMORY_PRESSURE_WRITE"),
+	};
+	int r = pressure_start(&options, &d->pressure);
+
+	return r ? tp_error(error, r, "no pressure thread: %s", strerror(-r)) : 0;
+}
+
 /* Where a socket may live: root's runtime directory, or the user's. */
 static int make_socket_path(struct daemon *d, struct tp_error *error)
 {
@@ -226,12 +249,14 @@ static int start_fuse(struct daemon *d, const struct daemon_options *o, struct t
 		.socket_path = d->socket_path,
 		.files = d->files,
 		.nr_files = ARRAY_SIZE(d->files),
+		.drop_pages_limit_usec = o->config.page_cache ? o->config.page_cache_limit_usec : 0,
+		.drop_pages_interval_usec = o->config.page_cache_interval_usec,
 	};
 	struct fuse_server *fuse;
 	int r;
 
-	d->files[0] = (struct fuse_virtual_file){ "status", render_status_text, d->pool };
-	d->files[1] = (struct fuse_virtual_file){ "status.json", render_status_json, d->pool };
+	d->files[0] = (struct fuse_virtual_file){ "status", render_status_text, d };
+	d->files[1] = (struct fuse_virtual_file){ "status.json", render_status_json, d };
 	d->files[2] = (struct fuse_virtual_file){ "metrics", render_metrics, d };
 	d->files[3] = (struct fuse_virtual_file){ "config", render_config, d };
 	d->files[4] = (struct fuse_virtual_file){ "version", render_version, d };
@@ -332,9 +357,12 @@ static int start_parts(struct daemon *d, const struct daemon_options *o,
 		return tp_error(error, r, "no event queue: %s", strerror(-r));
 	r = open_pool(d, o, error);
 	if (!r)
+		r = start_pressure(d, &o->config, error);
+	if (!r)
 		r = make_socket_path(d, error);
 	if (!r)
-		r = control_server_create(d->q, d->pool, d->socket_path, &d->control, error);
+		r = control_server_create(d->q, d->pool, d->pressure, d->socket_path, &d->control,
+					  error);
 	if (!r)
 		r = start_fuse(d, o, error);
 	if (!r)
@@ -370,10 +398,14 @@ int daemon_start(const struct daemon_options *options, struct daemon **ret_d,
 
 void daemon_run(struct daemon *d)
 {
+	char pressure[400];
+
 	log_info("serving %s at %s, pid %d", d->pooldir, d->mountpoint, (int)getpid());
 	if (d->unlocked)
 		log_info("memory is not locked (%s): the daemon may be swapped out",
 			 strerror(-d->unlocked));
+	pressure_describe(d->pressure, pressure, sizeof(pressure));
+	log_info("%s", pressure);
 	notify_send("READY=1\nSTATUS=serving %s at %s", d->pooldir, d->mountpoint);
 	while (!d->stopping)
 		io_queue_run(d->q, UINT64_MAX);
@@ -395,12 +427,15 @@ int daemon_stop(struct daemon *d)
 	}
 	if (d->pool)
 		pool_stop_waiting(d->pool); /* the end of service awaits every request */
+	/* While the mount is served: what the thread is in may wait for a write to a volume. */
+	pressure_stop(d->pressure);
 	/* The server itself goes last: events of the pool's end may still name it. */
 	fuse = d->fuse;
 	fuse_server_stop(fuse, STOP_GRACE_USEC);
 	control_server_destroy(d->control);
 	r = pool_close(d->pool);
 	fuse_server_destroy(fuse);
+	pressure_destroy(d->pressure);
 	if (r)
 		log_err("the last commit failed: %s", strerror(-r));
 	if (d->q)

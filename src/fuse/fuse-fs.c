@@ -467,7 +467,7 @@ static void list(fuse_req_t req, fuse_ino_t ino, size_t size, off_t position, bo
 			     .size = MIN(size, FUSE_MAX_WRITE),
 			     .plus = plus };
 
-	slot->touched = MAX(slot->touched, l.size);
+	fuse_slot_touch(slot, l.size);
 	if (ino == FUSE_ROOT_ID)
 		list_root(&l, position);
 	else if (ino == INO_DIRECTORY)

@@ -11,6 +11,7 @@
  *	fuse-virtual.c   the files of .thinpool
  *	fuse-xattr.c     extended attributes
  *	fuse-notify.c    telling the kernel what to forget
+ *	fuse-reclaim.c   giving back memory: request buffers, and the pages of volumes
  *	fuse-errno.c     the only translation of errors
  */
 #ifndef TP_FUSE_FUSE_INTERNAL_H
@@ -130,6 +131,9 @@ struct fuse_worker {
 	atomic_bool resting;    /* does not watch until called */
 	atomic_bool is_starved; /* does not watch until a slot comes back */
 	atomic_ulong requests, starved;
+	atomic_size_t touched;     /* sum of the slots' */
+	atomic_size_t trim_wanted; /* bytes of free slots that somebody asks for */
+	atomic_ulong trimmed;      /* bytes that such asking gave back, ever */
 
 	/* Slots that other threads gave back. */
 	struct tp_lock lock; /* LC_fuse, a mutex */
@@ -137,7 +141,21 @@ struct fuse_worker {
 	unsigned nr_returned TP_GUARDED_BY(lc_fuse);
 	unsigned long handed_over TP_GUARDED_BY(lc_fuse);
 	bool wants_wake TP_GUARDED_BY(lc_fuse); /* cannot go on without a slot coming back */
+	/* Trims, numbered: asked for and done; all are when there is no queue. */
+	uint64_t trims_asked TP_GUARDED_BY(lc_fuse), trims_done TP_GUARDED_BY(lc_fuse);
+	pthread_cond_t trim_cond;
 };
+
+/* Payload pages of @slot, which the caller has taken, are used now: its first @bytes. */
+static inline void fuse_slot_touch(struct fuse_slot *slot, size_t bytes)
+{
+	bytes = (bytes + FUSE_PAGE - 1) & ~(size_t)(FUSE_PAGE - 1);
+	if (bytes <= slot->touched)
+		return;
+	atomic_fetch_add_explicit(&slot->worker->touched, bytes - slot->touched,
+				  memory_order_relaxed);
+	slot->touched = bytes;
+}
 
 /* ---- a volume that is or was open ---- */
 
@@ -218,6 +236,17 @@ struct fuse_server {
 	bool forget_all TP_GUARDED_BY(lc_fuse); /* notices were lost */
 	bool notifier_stop TP_GUARDED_BY(lc_fuse);
 	uint64_t notices_sent TP_GUARDED_BY(lc_fuse), notices_dropped TP_GUARDED_BY(lc_fuse);
+
+	/* fuse-reclaim.c */
+	struct shrinker *buffers_shrinker, *pages_shrinker; /* NULL: not registered */
+	struct {
+		uint64_t interval_usec, limit_usec;
+		_Atomic uint64_t next_usec; /* the next sweep: not before */
+		atomic_bool busy, stop;
+		/* Where the last sweep stopped; belongs to who is in one. */
+		thin_id_t id;
+		uint64_t offset;
+	} pages;
 };
 
 static inline struct fuse_server *request_server(fuse_req_t req)
@@ -251,6 +280,11 @@ void fuse_server_ended(struct fuse_server *server) TP_TAKES(fuse);
  */
 struct fuse_slot *fuse_slot_take(fuse_req_t req);
 void fuse_slot_end(struct fuse_slot *slot) TP_TAKES(fuse);
+
+/* Ask the worker to give back @bytes of its free buffers. */
+void fuse_worker_ask_trim(struct fuse_worker *w, size_t bytes) TP_TAKES(fuse);
+/* Wait until that is done. */
+void fuse_worker_await_trim(struct fuse_worker *w) TP_TAKES(completion);
 
 /* Any thread: the calling worker's queue; a thread that is no worker gets one of its own. */
 struct io_queue *fuse_queue_self(void) TP_TAKES(bufio);
@@ -335,7 +369,19 @@ void fuse_command_done(struct pool_command *cmd, int r) TP_TAKES(fuse);
 /* All operations; those of fuse-io.c included. */
 extern const struct fuse_lowlevel_ops fuse_operations;
 
+/* ---- fuse-reclaim.c ---- */
+
+/* Register the shrinkers; the workers are there. */
+int fuse_reclaim_start(struct fuse_server *server) TP_EXCLUDES_ALL TP_MUST_CHECK;
+/* While requests are still served: a callback under way may wait for some. */
+void fuse_reclaim_stop(struct fuse_server *server) TP_EXCLUDES_ALL;
+
 /* ---- fuse-notify.c ---- */
+
+/* Drop @length bytes of cached pages from @offset on, dirty ones being written back first; 0: all
+ * that follow.  Returns false if the kernel does not know the volume. */
+bool fuse_notify_drop(struct fuse_server *server, thin_id_t id, uint64_t offset, uint64_t length)
+	TP_TAKES(completion);
 
 int fuse_notifier_start(struct fuse_server *server) TP_MUST_CHECK;
 void fuse_notifier_stop(struct fuse_server *server) TP_EXCLUDES_ALL;

@@ -171,7 +171,7 @@ void fuse_op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset,
 		.buffer = fuse_slot_payload(slot) + (from & (FUSE_PAGE - 1)),
 		.done = read_done,
 	};
-	slot->touched = MAX(slot->touched, slot->io.length);
+	fuse_slot_touch(slot, slot->io.length);
 	fuse_slot_submit_io(slot);
 }
 

@@ -70,10 +70,11 @@ static void send_notice(struct fuse_server *server, const struct fuse_notice *n)
 	}
 }
 
-void fuse_server_drop_pages(struct fuse_server *server)
+bool fuse_notify_drop(struct fuse_server *server, thin_id_t id, uint64_t offset, uint64_t length)
 {
 	tp_lock_may_wait(LC_completion);
-	forget_all_contents(server);
+	return fuse_lowlevel_notify_inval_inode(server->session, thin_id_ino(id), (off_t)offset,
+						(off_t)length) == 0;
 }
 
 /* ---------------------------------------------------------------- the queue */

@@ -153,18 +153,78 @@ void fuse_slot_end(struct fuse_slot *slot)
 	unlock_fuse(&w->lock);
 }
 
-static void trim_free_slots(struct fuse_worker *w) TP_TAKES(fuse)
+/* Under mlockall() an old kernel keeps the memory of locked pages: then it stays as it is. */
+static size_t trim_slot(struct fuse_worker *w, struct fuse_slot *slot)
+{
+	size_t bytes = slot->touched;
+
+	if (madvise(fuse_slot_payload(slot), FUSE_SLOT_BYTES - FUSE_PAGE, MADV_DONTNEED_LOCKED))
+		return 0;
+	slot->touched = 0;
+	atomic_fetch_sub_explicit(&w->touched, bytes, memory_order_relaxed);
+	return bytes;
+}
+
+/*
+ * Of free slots that have touched more than @worth give back @wanted bytes, those first that have
+ * been idle for longest: they are at the end of the list.
+ */
+static size_t trim_free_slots(struct fuse_worker *w, size_t wanted, size_t worth) TP_TAKES(fuse)
 {
 	struct fuse_slot *slot;
+	size_t there = 0, done = 0;
 
 	collect_returned(w, false);
 	SLIST_FOREACH(slot, &w->free, link)
+	there += slot->touched;
+	SLIST_FOREACH(slot, &w->free, link)
 	{
-		if (slot->touched <= TRIM_WORTH)
-			continue;
-		(void)madvise(fuse_slot_payload(slot), FUSE_SLOT_BYTES - FUSE_PAGE, MADV_DONTNEED);
-		slot->touched = 0;
+		size_t bytes = slot->touched;
+
+		if (there <= wanted && bytes > worth)
+			done += trim_slot(w, slot);
+		there -= bytes;
 	}
+	return done;
+}
+
+/* What fuse_worker_ask_trim() asked for. */
+static void trim_as_asked(struct fuse_worker *w) TP_TAKES(fuse)
+{
+	uint64_t asked;
+	size_t wanted;
+
+	lock_fuse(&w->lock);
+	asked = w->trims_asked;
+	wanted = atomic_exchange(&w->trim_wanted, 0);
+	unlock_fuse(&w->lock);
+	atomic_fetch_add(&w->trimmed, trim_free_slots(w, wanted, 0));
+	lock_fuse(&w->lock);
+	w->trims_done = asked;
+	pthread_cond_broadcast(&w->trim_cond);
+	unlock_fuse(&w->lock);
+}
+
+void fuse_worker_ask_trim(struct fuse_worker *w, size_t bytes)
+{
+	lock_fuse(&w->lock);
+	if (w->queue) {
+		w->trims_asked++;
+		atomic_fetch_add(&w->trim_wanted, bytes);
+		io_queue_wake(w->queue);
+	}
+	unlock_fuse(&w->lock);
+}
+
+void fuse_worker_await_trim(struct fuse_worker *w)
+{
+	uint64_t asked;
+
+	tp_lock_may_wait(LC_completion);
+	lock_fuse(&w->lock);
+	for (asked = w->trims_asked; w->queue && w->trims_done < asked;)
+		tp_lock_wait(&w->lock, &w->trim_cond);
+	unlock_fuse(&w->lock);
 }
 
 /* -------------------------------------------------------------- submissions */
@@ -231,7 +291,7 @@ static size_t read_request(struct fuse_worker *w)
 	buf.size = (size_t)n;
 	payload = payload_of(&buf);
 	if (buf.size > FUSE_WRITE_HEADER)
-		slot->touched = MAX(slot->touched, buf.size);
+		fuse_slot_touch(slot, buf.size);
 	w->filling = slot;
 	atomic_store_explicit(&w->requests,
 			      atomic_load_explicit(&w->requests, memory_order_relaxed) + 1,
@@ -343,6 +403,7 @@ static void set_queue(struct fuse_worker *w, struct io_queue *q) TP_TAKES(fuse)
 {
 	lock_fuse(&w->lock);
 	w->queue = q;
+	pthread_cond_broadcast(&w->trim_cond);
 	unlock_fuse(&w->lock);
 }
 
@@ -370,9 +431,14 @@ static void *worker_main(void *arg)
 
 	tp_lock_hold_begin(w, LC_completion); /* every request is waited for until it is answered */
 	while (going_on(w->server)) {
+		unsigned nr;
+
 		update_watch(w);
-		if (!io_queue_run(w->queue, IDLE_TRIM_USEC) && !w->nr_busy)
-			trim_free_slots(w);
+		nr = io_queue_run(w->queue, IDLE_TRIM_USEC);
+		if (unlikely(atomic_load_explicit(&w->trim_wanted, memory_order_relaxed)))
+			trim_as_asked(w);
+		else if (!nr && !w->nr_busy)
+			(void)trim_free_slots(w, SIZE_MAX, TRIM_WORTH);
 	}
 
 	finish(w);
@@ -393,6 +459,7 @@ static int worker_init(struct fuse_worker *w, struct fuse_server *server, unsign
 	SLIST_INIT(&w->free);
 	SLIST_INIT(&w->returned);
 	tp_lock_init(&w->lock, LC_fuse, LOCK_KIND_MUTEX);
+	tp_cond_init(&w->trim_cond);
 	w->memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
 			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (w->memory == MAP_FAILED) {
@@ -480,6 +547,7 @@ void fuse_workers_destroy(struct fuse_server *server)
 
 		if (w->memory)
 			munmap(w->memory, bytes);
+		pthread_cond_destroy(&w->trim_cond);
 		tp_lock_destroy(&w->lock);
 	}
 	free(server->workers);

@@ -157,6 +157,10 @@ static int copy_options(struct fuse_server *server, const struct fuse_server_opt
 	server->read_only = options->read_only;
 	server->files = options->files;
 	server->nr_files = options->nr_files;
+	/* Without a page cache there is nothing to drop. */
+	server->pages.limit_usec =
+		options->cache == FUSE_CACHE_PAGES ? options->drop_pages_limit_usec : 0;
+	server->pages.interval_usec = options->drop_pages_interval_usec;
 	server->nr_workers = options->nr_workers ? options->nr_workers : FUSE_WORKERS_DEFAULT;
 	server->uid = geteuid();
 	server->gid = getegid();
@@ -251,6 +255,8 @@ int fuse_server_start(const struct fuse_server_options *options, struct fuse_ser
 	r = fuse_notifier_start(server);
 	if (!r)
 		r = fuse_workers_start(server);
+	if (!r)
+		r = fuse_reclaim_start(server);
 	if (r) {
 		fuse_server_stop(server, 0);
 		fuse_server_destroy(tp_take(&server));
@@ -308,8 +314,10 @@ void fuse_server_stop(struct fuse_server *server, uint64_t grace_usec)
 	if (!server)
 		return;
 
+	/* While requests are served: a callback under way may be waiting for some. */
+	fuse_reclaim_stop(server);
 	unmount(server, grace_usec);
-	/* First, while requests are still served: a notice under way may be waiting for one. */
+	/* Likewise, while requests are still served: a notice under way may be waiting for one. */
 	fuse_notifier_stop(server);
 	atomic_store(&server->stopping, true);
 	fuse_workers_wake(server);

@@ -6,13 +6,14 @@
  * files whose text the caller makes.  Inodes, handles and directory positions follow from what
  * is on disk, so that a daemon started again could go on serving an old mount.
  *
- * Layer:    fuse; uses util/, io/, catalog/ and pool/.
+ * Layer:    fuse; uses util/, reclaim/, io/, catalog/ and pool/.
  * Threads:  the calls below come from any thread that serves no I/O of this pool.
  * Units:    bytes; times in microseconds.
  * Errors:   0 or a negative errno.
  *
  * Memory: each worker maps about 1 GiB of address space for request buffers, touched only as
- * far as requests in flight need it.  mlockall() therefore wants MCL_ONFAULT.
+ * far as requests in flight need it.  mlockall() therefore wants MCL_ONFAULT.  A server registers
+ * shrinkers: for these buffers, and on request for the kernel's pages of the volumes.
  */
 #ifndef TP_FUSE_FUSE_SESSION_H
 #define TP_FUSE_FUSE_SESSION_H
@@ -54,6 +55,11 @@ struct fuse_server_options {
 		*socket_path; /* told by the xattr user.thinpool.socket of the root; NULL: none */
 	const struct fuse_virtual_file *files; /* names are borrowed until the server is gone */
 	unsigned nr_files;
+	/*
+	 * When memory is short: drop the kernel's cached pages of volumes, for at most so long at
+	 * a time (0: never), and not again within the interval.
+	 */
+	uint64_t drop_pages_limit_usec, drop_pages_interval_usec;
 };
 
 #define FUSE_WORKERS_DEFAULT 2
@@ -90,13 +96,6 @@ struct fuse_server *fuse_server_destroy(struct fuse_server *server) TP_TAKES(fus
  * be called with any lock held that comes before lc_fuse.
  */
 void fuse_server_event(struct fuse_server *server, const struct pool_event *event) TP_TAKES(fuse);
-
-/*
- * Ask the kernel to write back and drop the cached pages of all volumes, and wait for that: dirty
- * pages (of shared mappings) come back as writes, which the pool's worker may have to serve.
- * Not from a thread that serves I/O.
- */
-void fuse_server_drop_pages(struct fuse_server *server) TP_TAKES(completion);
 
 struct fuse_server_stats {              /* since the mount */
 	uint64_t requests, handed_over; /* read from the kernel; ended by another thread */

@@ -144,7 +144,7 @@ void fuse_virtual_read(fuse_req_t req, size_t size, off_t offset, struct fuse_fi
 	}
 	unlock_fuse(&server->lock);
 
-	slot->touched = MAX(slot->touched, length);
+	fuse_slot_touch(slot, length);
 	if (h)
 		fuse_reply_buf(req, fuse_slot_payload(slot), length);
 	else

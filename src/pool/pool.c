@@ -288,6 +288,8 @@ void pool_get_status(struct pool *pool, struct pool_status *ret_status)
 	s.cache_limit_bytes = cache.limit_bytes;
 	s.cache_hits = cache.hits;
 	s.cache_misses = cache.misses;
+	s.cache_shrunk = cache.shrunk_buffers;
+	s.longest_throttle_usec = pool->worker->longest_throttle_usec;
 	s.in_flight = stats_in_flight(pool->stats);
 	s.waiting_worker = atomic_load_explicit(&pool->worker->nr_deferred, memory_order_relaxed);
 	stats_read(pool->stats, &s.stats);

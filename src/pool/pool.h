@@ -258,6 +258,7 @@ struct pool_stats {                                /* since the pool was opened 
 	uint64_t deferred, metadata_misses, unaligned; /* ways off the fast path */
 	uint64_t commits, aborts, commands, throttled;
 	uint64_t low_water_data, low_water_metadata; /* times that free space fell to the mark */
+	uint64_t throttles, throttle_usec; /* passes that made new work wait, and for how long */
 };
 
 struct pool_status {
@@ -280,6 +281,8 @@ struct pool_status {
 	uint64_t no_space_timeout_usec, commit_interval_usec;
 	unsigned nr_volumes;
 	uint64_t cache_bytes, cache_limit_bytes, cache_hits, cache_misses;
+	uint64_t cache_shrunk;          /* buffers given back when memory was short */
+	uint64_t longest_throttle_usec; /* of stats.throttle_usec */
 	/* How many wait now, and for what. */
 	uint64_t in_flight;        /* requests of front ends that are not answered yet */
 	unsigned waiting_worker;   /* of these or their parts: deferred to the worker */

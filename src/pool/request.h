@@ -171,6 +171,8 @@ struct worker {
 	atomic_uint nr_starved;
 
 	bool throttled; /* holds pool->throttle */
+	uint64_t throttle_began_usec;
+	_Atomic uint64_t longest_throttle_usec; /* changed by the worker alone */
 	uint64_t pass_began_usec;
 
 	uint64_t epoch; /* aborts so far */

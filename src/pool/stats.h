@@ -36,6 +36,8 @@ enum stat {
 	STAT_THROTTLED,
 	STAT_LOW_WATER_DATA,
 	STAT_LOW_WATER_METADATA,
+	STAT_THROTTLES,
+	STAT_THROTTLE_USEC,
 	NR_STATS
 };
 _Static_assert(NR_STATS * sizeof(uint64_t) == sizeof(struct pool_stats), "a stat for each member");

@@ -87,14 +87,17 @@ void worker_defer(struct pool *pool, struct work *work, bool may_sleep)
 {
 	struct worker *w = pool->worker;
 
+	if (may_sleep && !on_worker(pool))
+		tp_lock_may_wait(LC_throttle);
 	if (on_worker(pool)) {
 		atomic_fetch_add_explicit(&w->nr_deferred, 1, memory_order_relaxed);
 		stack_push(&w->deferred, work);
-	} else if (may_sleep) {
-		lock_throttle_shared(&pool->throttle);
+	} else if (trylock_throttle_shared(&pool->throttle)) {
 		worker_push(pool, work);
 		unlock_throttle_shared(&pool->throttle);
-	} else if (trylock_throttle_shared(&pool->throttle)) {
+	} else if (may_sleep) {
+		stats_add(pool->stats, w, STAT_THROTTLED, 1);
+		lock_throttle_shared(&pool->throttle);
 		worker_push(pool, work);
 		unlock_throttle_shared(&pool->throttle);
 	} else {
@@ -116,16 +119,23 @@ TP_NO_TSA void worker_check_pass(struct pool *pool)
 		return;
 	lock_throttle(&pool->throttle);
 	w->throttled = true;
+	w->throttle_began_usec = time_monotonic_usec();
+	stats_add(pool->stats, w, STAT_THROTTLES, 1);
 }
 
 TP_NO_TSA static void throttle_end(struct pool *pool)
 {
 	struct worker *w = pool->worker;
+	uint64_t now = time_monotonic_usec();
 
-	if (w->throttled)
+	if (w->throttled) {
 		unlock_throttle(&pool->throttle);
+		stats_add(pool->stats, w, STAT_THROTTLE_USEC, now - w->throttle_began_usec);
+		if (now - w->throttle_began_usec > w->longest_throttle_usec)
+			w->longest_throttle_usec = now - w->throttle_began_usec;
+	}
 	w->throttled = false;
-	w->pass_began_usec = time_monotonic_usec();
+	w->pass_began_usec = now;
 }
 
 /* ------------------------------------------------------------------ the pump */

@@ -14,11 +14,14 @@
 #include "reclaim/shrinker.h"
 
 #include <errno.h>
+#include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/queue.h>
 
 #include "util/cleanup.h"
+#include "util/clock.h"
 
 struct shrinker {
 	TAILQ_ENTRY(shrinker) link TP_GUARDED_BY(lc_shrinkers);
@@ -31,6 +34,7 @@ TAILQ_HEAD(shrinker_list, shrinker);
 
 static struct tp_lock list_lock = TP_LOCK_INIT(shrinkers);
 static struct shrinker_list list TP_GUARDED_BY(lc_shrinkers) = TAILQ_HEAD_INITIALIZER(list);
+static _Atomic uint64_t longest_hold_usec;
 
 /* Accepts a half-built shrinker: that is what keeps register() free of gotos. */
 static void shrinker_freep(struct shrinker **sp)
@@ -45,7 +49,7 @@ int shrinker_register(const char *name, const struct shrinker_ops *ops, void *ct
 {
 	TP_CLEANUP(shrinker_freep) struct shrinker *s = NULL;
 
-	if (!name || !*name || !ops->count || !ops->scan)
+	if (!name || !*name || !ops->count || !ops->scan || !ops->freed != !ops->settle)
 		return -EINVAL;
 
 	s = calloc(1, sizeof(*s));
@@ -99,11 +103,79 @@ static TP_REQUIRES_SHARED(lc_shrinkers) uint64_t run_locked(uint64_t nr)
 	return freed;
 }
 
+static void note_hold(uint64_t began_usec)
+{
+	uint64_t usec = time_monotonic_usec() - began_usec, longest = longest_hold_usec;
+
+	while (usec > longest && !atomic_compare_exchange_weak(&longest_hold_usec, &longest, usec))
+		;
+}
+
+uint64_t shrinkers_longest_hold_usec(void)
+{
+	return atomic_load(&longest_hold_usec);
+}
+
 uint64_t shrinkers_run(uint64_t nr)
 {
 	lock_shrinkers_shared(&list_lock);
+	uint64_t began_usec = time_monotonic_usec();
 	uint64_t freed = run_locked(nr);
+	note_hold(began_usec);
 	unlock_shrinkers_shared(&list_lock);
 
 	return freed;
+}
+
+static TP_REQUIRES_SHARED(lc_shrinkers) void ask(const struct shrinker *s, unsigned divisor,
+						 struct shrinker_result *ret_result)
+{
+	uint64_t nr = s->ops->count(s->ctx);
+
+	snprintf(ret_result->name, sizeof(ret_result->name), "%s", s->name);
+	ret_result->asked = nr / divisor + !!(nr % divisor);
+	ret_result->freed = ret_result->asked ? s->ops->scan(s->ctx, ret_result->asked) : 0;
+}
+
+/* Ask them all before waiting for the first: their helpers work side by side. */
+static TP_REQUIRES_SHARED(lc_shrinkers) void reclaim_locked(unsigned divisor,
+							    struct shrinkers_report *report)
+{
+	uint64_t before[SHRINKER_RESULTS_MAX];
+	struct shrinker_result unreported, *result;
+	const struct shrinker *s;
+	unsigned i = 0;
+
+	TAILQ_FOREACH(s, &list, link) {
+		if (i == SHRINKER_RESULTS_MAX) {
+			ask(s, divisor, &unreported);
+			continue;
+		}
+		before[i] = s->ops->freed ? s->ops->freed(s->ctx) : 0;
+		ask(s, divisor, &report->results[i++]);
+	}
+	report->nr_results = i;
+	s = TAILQ_FIRST(&list);
+	for (i = 0; i < report->nr_results; i++, s = TAILQ_NEXT(s, link)) {
+		result = &report->results[i];
+		if (s->ops->settle && result->asked) {
+			s->ops->settle(s->ctx);
+			result->freed = s->ops->freed(s->ctx) - before[i];
+		}
+		result->bytes = result->freed * s->ops->object_bytes;
+		report->bytes += result->bytes;
+	}
+}
+
+void shrinkers_reclaim(unsigned divisor, struct shrinkers_report *ret_report)
+{
+	struct shrinkers_report report = { .nr_results = 0 };
+	uint64_t began_usec;
+
+	lock_shrinkers_shared(&list_lock);
+	began_usec = time_monotonic_usec();
+	reclaim_locked(divisor, &report);
+	note_hold(began_usec);
+	unlock_shrinkers_shared(&list_lock);
+	*ret_report = report;
 }

@@ -20,16 +20,27 @@
 struct shrinker; /* opaque, owned by the registry */
 
 /*
- * Both are called with the "shrinkers" lock held shared, by whichever thread
- * runs out of memory.  They may take locks of later classes, but must not wait
- * for I/O and must not register or unregister anything.
+ * All are called with the "shrinkers" lock held shared, by whichever thread runs out
+ * of memory.  They may take locks of later classes and wait for whatever needs only
+ * these, I/O on a volume included (so whoever holds a pool lock must not wait for this
+ * one); they must not register or unregister anything.
  */
 struct shrinker_ops {
 	/* How many objects could be freed now?  May be stale; 0 means skip. */
 	uint64_t (*count)(void *ctx);
 
-	/* Free at most @nr objects (@nr > 0); returns how many were freed. */
+	/* Free at most @nr objects (@nr > 0); returns how many were freed, or will be soon. */
 	uint64_t (*scan)(void *ctx, uint64_t nr);
+
+	/*
+	 * For a cache whose scan only asks a helper; both or none.  How many objects have been
+	 * freed at the request of scans, ever; and wait until what was asked for is done.
+	 */
+	uint64_t (*freed)(void *ctx);
+	void (*settle)(void *ctx);
+
+	uint64_t
+		object_bytes; /* memory of this process an object gives back; 0: of somebody else */
 };
 
 /*
@@ -58,5 +69,29 @@ struct shrinker *shrinker_unregister(struct shrinker *s) TP_EXCLUDES_ALL;
  * than the caches reported.
  */
 uint64_t shrinkers_run(uint64_t nr) TP_EXCLUDES_ALL;
+
+/* What one cache has done. */
+struct shrinker_result {
+	char name[32];
+	uint64_t asked, freed; /* objects */
+	uint64_t bytes;        /* of this process */
+};
+
+#define SHRINKER_RESULTS_MAX 8
+
+struct shrinkers_report {
+	struct shrinker_result results[SHRINKER_RESULTS_MAX]; /* of the oldest ones */
+	unsigned nr_results;
+	uint64_t bytes; /* of all */
+};
+
+/*
+ * Ask every registered cache for its @divisor-th part (1: for all it has), rounded up, and
+ * wait until it is freed.
+ */
+void shrinkers_reclaim(unsigned divisor, struct shrinkers_report *ret_report) TP_EXCLUDES_ALL;
+
+/* How long callbacks have kept the registry at most, in microseconds, since the program began. */
+uint64_t shrinkers_longest_hold_usec(void);
 
 #endif

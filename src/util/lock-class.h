@@ -59,7 +59,8 @@
 	X(io, bufio_lru, "a queue's or a device's own lists") \
 	X(fuse, io, "handles, notices and idle buffers of the mount; a leaf") \
 	X(control, fuse, "finished control calls; the configuration in force; a leaf") \
-	X(log, control, "logging")
+	X(pressure, control, "requests to the pressure thread, and its numbers; a leaf") \
+	X(log, pressure, "logging")
 
 struct TP_TSA(capability("lock class")) lock_class_token {
 	char unused;
@@ -83,7 +84,8 @@ enum lock_class { LOCK_CLASSES(LC_ENUM) LC_COUNT };
  */
 #define TP_TAKES(class) TP_EXCLUDES(TP_FROM_##class)
 #define TP_FROM_log lc_log
-#define TP_FROM_control lc_control, TP_FROM_log
+#define TP_FROM_pressure lc_pressure, TP_FROM_log
+#define TP_FROM_control lc_control, TP_FROM_pressure
 #define TP_FROM_fuse lc_fuse, TP_FROM_control
 #define TP_FROM_io lc_io, TP_FROM_fuse
 #define TP_FROM_bufio_lru lc_bufio_lru, TP_FROM_io

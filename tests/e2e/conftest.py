@@ -8,6 +8,7 @@ loop devices are detached, processes are ended by their pid.
 Environment: TP_BUILD, the build directory (default: build/ beside src/); TP_SEED, the seed of
 random tests.
 """
+import contextlib
 import hashlib
 import json
 import os
@@ -281,20 +282,27 @@ class Bench:
         return errors
 
 
-@pytest.fixture
-def bench(request):
+@contextlib.contextmanager
+def workbench(seconds):
+    """A bench; what waits for its mounts after so many seconds is freed."""
     # Not /tmp, which may be a tmpfs without O_DIRECT and hole punching statistics.
     base = os.environ.get('TP_SCRATCH', '/var/tmp')
     b = Bench(tempfile.mkdtemp(prefix='thinpoold-test-', dir=base))
-    # pytest-timeout cannot interrupt a task stuck in the kernel: abort the mounts a little earlier.
-    limit = request.node.get_closest_marker('timeout')
-    watchdog = threading.Timer((limit.args[0] if limit else 600) - 20, b.abort_mounts)
+    watchdog = threading.Timer(seconds, b.abort_mounts)
     watchdog.daemon = True
     watchdog.start()
     yield b
     watchdog.cancel()
     errors = b.clean_up()
     assert not errors, '\n'.join(errors)
+
+
+@pytest.fixture
+def bench(request):
+    # pytest-timeout cannot interrupt a task stuck in the kernel: abort the mounts a little earlier.
+    limit = request.node.get_closest_marker('timeout')
+    with workbench((limit.args[0] if limit else 600) - 20) as b:
+        yield b
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ static const char *answer(struct pool *pool, const char *request)
 	size_t len;
 
 	assert_non_null(json);
-	if (!control_call_begin(&call, json))
+	if (control_call_begin(&call, json) == CONTROL_COMMAND)
 		control_call_finish(&call, pool_command_run(pool, &call.command));
 	json_decref(json);
 	assert_non_null(call.reply);

@@ -12,6 +12,8 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <semaphore.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,6 +29,7 @@
 #include "util/clock.h"
 
 #define ANSWER_USEC 30000000u /* under sanitizers, on a busy machine */
+#define RECLAIM "{\"method\": \"org.thinpoold.Reclaim\"}"
 #define LIST "{\"method\": \"org.thinpoold.List\"}"
 #define STATUS "{\"method\": \"org.thinpoold.GetStatus\"}"
 #define CREATE(name) \
@@ -36,6 +39,7 @@
 static struct {
 	struct pool *pool;
 	struct io_queue *q;
+	struct pressure *pressure;
 	struct control_server *server;
 	char directory[64], path[96];
 	int nr_fds; /* open before the test */
@@ -57,20 +61,24 @@ static void start_server(void)
 {
 	struct tp_error error = { "" };
 
-	if (control_server_create(bench.q, bench.pool, bench.path, &bench.server, &error))
+	if (control_server_create(bench.q, bench.pool, bench.pressure, bench.path, &bench.server,
+				  &error))
 		fail_msg("%s", error.text);
 }
 
 static int set_up(void **state)
 {
 	const struct pool_options options = { .read_only = false };
+	const struct pressure_options pressure_options = { .enabled = { [PRESSURE_REQUEST] =
+										true } };
 
 	(void)state;
 	if (io_queue_self(&bench.q))
 		return -1;
 	bench.nr_fds = count_fds();
 	snprintf(bench.directory, sizeof(bench.directory), "/tmp/test-control-XXXXXX");
-	if (!mkdtemp(bench.directory) || pool_open(&options, &bench.pool, NULL))
+	if (!mkdtemp(bench.directory) || pool_open(&options, &bench.pool, NULL) ||
+	    pressure_start(&pressure_options, &bench.pressure))
 		return -1;
 	snprintf(bench.path, sizeof(bench.path), "%s/socket", bench.directory);
 	start_server();
@@ -82,6 +90,7 @@ static int tear_down(void **state)
 {
 	(void)state;
 	bench.server = control_server_destroy(bench.server);
+	bench.pressure = pressure_destroy(bench.pressure);
 	pool_close(bench.pool);
 	if (rmdir(bench.directory))
 		return -1;
@@ -576,7 +585,8 @@ static void what_is_no_socket_is_not_replaced(void **state)
 	f = fopen(bench.path, "w");
 	assert_non_null(f);
 	fclose(f);
-	assert_int_equal(control_server_create(bench.q, bench.pool, bench.path, &server, &error),
+	assert_int_equal(control_server_create(bench.q, bench.pool, bench.pressure, bench.path,
+					       &server, &error),
 			 -EADDRINUSE);
 	assert_non_null(strstr(error.text, bench.path));
 	assert_int_equal(unlink(bench.path), 0);
@@ -592,11 +602,105 @@ static void a_path_that_is_too_long_is_refused(void **state)
 	memset(path, 'x', sizeof(path));
 	path[0] = '/';
 	path[sizeof(path) - 1] = '\0';
-	assert_int_equal(control_server_create(bench.q, bench.pool, path, &server, &error),
-			 -ENAMETOOLONG);
 	assert_int_equal(
-		control_server_create(bench.q, bench.pool, "/nowhere/socket", &server, NULL),
-		-ENOENT);
+		control_server_create(bench.q, bench.pool, bench.pressure, path, &server, &error),
+		-ENAMETOOLONG);
+	assert_int_equal(control_server_create(bench.q, bench.pool, bench.pressure,
+					       "/nowhere/socket", &server, NULL),
+			 -ENOENT);
+}
+
+/* ---- requests to reclaim ---- */
+
+/* A cache that takes its time. */
+struct cache {
+	sem_t entered, leave;
+	bool empty;
+};
+
+static uint64_t cache_count(void *ctx)
+{
+	return ((struct cache *)ctx)->empty ? 0 : 3;
+}
+
+static uint64_t cache_scan(void *ctx, uint64_t nr)
+{
+	struct cache *c = ctx;
+
+	sem_post(&c->entered);
+	while (sem_wait(&c->leave))
+		;
+	c->empty = true;
+	return nr;
+}
+
+static const struct shrinker_ops cache_ops = { .count = cache_count,
+					       .scan = cache_scan,
+					       .object_bytes = 1000 };
+
+static void a_reclaim_is_answered_when_it_is_done_and_others_meanwhile(void **state)
+{
+	struct cache cache = { .empty = false };
+	struct shrinker *s;
+	int fd = new_client(), other = new_client();
+	char byte;
+
+	(void)state;
+	sem_init(&cache.entered, 0, 0);
+	sem_init(&cache.leave, 0, 0);
+	assert_int_equal(shrinker_register("slow", &cache_ops, &cache, &s), 0);
+	send_call(fd, RECLAIM);
+	while (sem_trywait(&cache.entered))
+		io_queue_run(bench.q, 1000);
+	assert_served(other);
+	assert_int_equal(recv(fd, &byte, 1, MSG_PEEK), -1);
+	sem_post(&cache.leave);
+	expect(fd, "\"shrinkers\":[{\"name\":\"slow\",\"objects\":3,\"bytes\":3000}]");
+	send_call(fd, STATUS);
+	expect(fd, "\"request\":{\"state\":\"watched\",\"why\":\"\",\"events\":1}");
+	shrinker_unregister(s);
+	close(fd);
+	close(other);
+}
+
+static void *end_scan(void *ctx)
+{
+	usleep(2000); /* nothing hangs on it: before or after the destroy began */
+	sem_post(&((struct cache *)ctx)->leave);
+	return NULL;
+}
+
+static void destroying_waits_for_a_reclaim(void **state)
+{
+	struct cache cache = { .empty = false };
+	struct shrinker *s;
+	int fd = new_client();
+	pthread_t thread;
+
+	(void)state;
+	sem_init(&cache.entered, 0, 0);
+	sem_init(&cache.leave, 0, 0);
+	assert_int_equal(shrinker_register("slow", &cache_ops, &cache, &s), 0);
+	send_call(fd, RECLAIM);
+	while (sem_trywait(&cache.entered))
+		io_queue_run(bench.q, 1000);
+	assert_int_equal(pthread_create(&thread, NULL, end_scan, &cache), 0);
+	bench.server = control_server_destroy(bench.server);
+	pthread_join(thread, NULL);
+	assert_true(cache.empty);
+	expect_closed(fd);
+	shrinker_unregister(s);
+}
+
+static void a_reclaim_of_a_daemon_that_ends_is_refused(void **state)
+{
+	int fd = new_client();
+
+	(void)state;
+	pressure_stop(bench.pressure);
+	send_call(fd, RECLAIM);
+	expect(fd, "about to end");
+	close(fd);
 }
 
 static void *release_commands(void *arg)
@@ -658,6 +762,9 @@ int main(void)
 		SERVER_TEST(what_is_no_socket_is_not_replaced),
 		SERVER_TEST(a_path_that_is_too_long_is_refused),
 		SERVER_TEST(destroying_waits_for_commands),
+		SERVER_TEST(a_reclaim_is_answered_when_it_is_done_and_others_meanwhile),
+		SERVER_TEST(destroying_waits_for_a_reclaim),
+		SERVER_TEST(a_reclaim_of_a_daemon_that_ends_is_refused),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

@@ -55,7 +55,7 @@ static void the_status_has_its_keys(void **state)
 		"metadata_used", "metadata_total", "metadata_reserve",
 		"virtual_total"
 	};
-	json_t *s = status_document(*state);
+	json_t *s = status_document(*state, NULL);
 
 	assert_non_null(s);
 	for (size_t i = 0; i < ARRAY_SIZE(numbers); i++)
@@ -65,7 +65,7 @@ static void the_status_has_its_keys(void **state)
 	assert_true(json_is_false(json_object_get(s, "needs_check")));
 	assert_int_equal(json_object_size(json_object_get(s, "statistics")),
 			 sizeof(struct pool_stats) / sizeof(uint64_t));
-	assert_int_equal(json_object_size(json_object_get(s, "cache")), 4);
+	assert_int_equal(json_object_size(json_object_get(s, "cache")), 5);
 	json_decref(s);
 }
 
@@ -128,8 +128,8 @@ static void the_files_are_text_and_json(void **state)
 	json_t *parsed;
 
 	command(*state, POOL_CREATE, "v", "");
-	text = status_render_text(*state);
-	json = status_render_json(*state);
+	text = status_render_text(*state, NULL);
+	json = status_render_json(*state, NULL);
 	assert_non_null(strstr(text, "mode         rw\n"));
 	assert_non_null(strstr(text, "volumes      1, 1M together\n"));
 	assert_int_equal(text[strlen(text) - 1], '\n');

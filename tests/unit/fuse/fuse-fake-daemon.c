@@ -25,6 +25,7 @@
 
 #include "fake-pool.h"
 #include "fuse/fuse-session.h"
+#include "reclaim/shrinker.h"
 #include "util/clock.h"
 
 static _Atomic(struct fuse_server *) event_server;
@@ -129,7 +130,9 @@ static int64_t serve_line(struct pool *pool, struct fuse_server *server, char *l
 		fake_pool_fail(pool, (enum pool_io_op)atoi(word[1]), -atoi(word[2]), atoi(word[3]));
 		answer(0);
 	} else if (!strcmp(word[0], "drop")) {
-		fuse_server_drop_pages(server);
+		struct shrinkers_report report;
+
+		shrinkers_reclaim(1, &report);
 		answer(0);
 	} else if (!strcmp(word[0], "counts")) {
 		print_counts(pool, server);
@@ -184,6 +187,7 @@ int main(int argc, char **argv)
 	options.nr_workers = argc > 3 ? (unsigned)atoi(argv[3]) : 0;
 	options.read_only = argc > 4 && !strcmp(argv[4], "ro");
 	options.allow_other = geteuid() == 0;
+	options.drop_pages_limit_usec = USEC_PER_SEC;
 	r = pool_open(&pool_options, &pool, &error);
 	if (r)
 		return 1;
