@@ -14,6 +14,8 @@
 #include "mem-device.h"
 #include "thin/thin-check.h"
 #include "thinpoold/disk-format.h"
+#include "util/crc32c.h"
+#include "util/le.h"
 
 static void must(bool ok, const char *what)
 {
@@ -94,6 +96,18 @@ bool thin_image_is_clean(const struct thin_image *image)
 {
 	return our_checker_agrees(image->path) && succeeds("thin_check", image->path) &&
 	       succeeds("python3 " THINMETA " check --strict", image->path);
+}
+
+void thin_image_clear_needs_check(struct io_device *mem)
+{
+	struct thin_disk_superblock *sb = mem_device_data(mem);
+	uint32_t flags = le32_get(sb->flags);
+
+	must((flags & THIN_NEEDS_CHECK_FLAG) != 0, "NEEDS_CHECK");
+	sb->flags = le32_make(flags & ~THIN_NEEDS_CHECK_FLAG);
+	sb->csum = le32_make(crc32c_raw(0xffffffff, (char *)sb + 4, METADATA_BLOCK_SIZE - 4) ^
+			     SUPERBLOCK_CSUM_XOR);
+	mem_device_touch(mem, 0, METADATA_BLOCK_SIZE);
 }
 
 bool thin_device_is_clean(struct io_device *mem)

@@ -23,6 +23,9 @@ void thin_image_remove(struct thin_image *image);
  */
 bool thin_image_is_clean(const struct thin_image *image);
 
+/* The metadata in a mem-device, of a closed pool, had NEEDS_CHECK set: it was checked now. */
+void thin_image_clear_needs_check(struct io_device *mem);
+
 /* Save, check, remove. */
 bool thin_device_is_clean(struct io_device *mem);
 

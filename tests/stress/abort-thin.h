@@ -7,14 +7,13 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <sys/queue.h>
 
 #include "io/device.h"
 #include "mapping-model.h"
 #include "prng.h"
 #include "reclaim/shrinker.h"
+#include "require.h"
 #include "stall-watch.h"
 #include "thin/thin-metadata.h"
 
@@ -23,16 +22,6 @@
 #define NR_IO_THREADS 4u
 #define NR_CLIENTS (NR_IO_THREADS + 1)      /* and the shrinker */
 #define NR_OWN (MODEL_VBLOCKS / NR_CLIENTS) /* blocks of a live device that are one client's */
-
-#define REQUIRE(cond, ...) \
-	do { \
-		if (!(cond)) { \
-			fprintf(stderr, "# %s:%d: %s: ", __FILE__, __LINE__, #cond); \
-			fprintf(stderr, __VA_ARGS__); \
-			fputc('\n', stderr); \
-			abort(); \
-		} \
-	} while (0)
 
 enum request_kind { REQUEST_FIND, REQUEST_WRITE, REQUEST_PUNCH, REQUEST_FLUSH };
 

@@ -34,8 +34,6 @@
 #include "thin-image.h"
 #include "thinpoold/disk-format.h"
 #include "util/clock.h"
-#include "util/crc32c.h"
-#include "util/le.h"
 #include "util/log.h"
 
 #ifndef NR_ABORTS
@@ -313,19 +311,6 @@ static uint64_t nr_faults_met(void)
 	return fault_device_nr_failed(world.meta) + fault_device_nr_failed(world.data);
 }
 
-/* What "check --clear-needs-check" does to a closed pool. */
-static void clear_needs_check(void)
-{
-	struct io_device *mem = fault_device_inner(world.meta);
-	struct thin_disk_superblock *sb = mem_device_data(mem);
-
-	REQUIRE(le32_get(sb->flags) & THIN_NEEDS_CHECK_FLAG, "flags %#x", le32_get(sb->flags));
-	sb->flags = le32_make(le32_get(sb->flags) & ~THIN_NEEDS_CHECK_FLAG);
-	sb->csum = le32_make(crc32c_raw(0xffffffff, (char *)sb + 4, METADATA_BLOCK_SIZE - 4) ^
-			     SUPERBLOCK_CSUM_XOR);
-	mem_device_touch(mem, 0, METADATA_BLOCK_SIZE);
-}
-
 static void timed_abort(void)
 {
 	uint64_t began = time_monotonic_usec(), took;
@@ -359,13 +344,13 @@ static void needs_check_and_back(bool broken)
 	if (!r) {
 		REQUIRE(has_flag(), "no flag");
 		REQUIRE(thin_metadata_create_thin(world.tmd, 77777) == -EPERM, "writable");
-		clear_needs_check();
+		thin_image_clear_needs_check(fault_device_inner(world.meta));
 		timed_abort();
 	} else {
 		/* It may have been written and not flushed: what is on disk counts. */
 		timed_abort();
 		if (has_flag()) {
-			clear_needs_check();
+			thin_image_clear_needs_check(fault_device_inner(world.meta));
 			timed_abort();
 		}
 	}
