@@ -542,7 +542,7 @@ void fuse_workers_destroy(struct fuse_server *server)
 {
 	size_t bytes = (size_t)FUSE_SLOTS_PER_WORKER * FUSE_SLOT_BYTES;
 
-	for (unsigned i = 0; i < server->nr_workers; i++) {
+	for (unsigned i = 0; server->workers && i < server->nr_workers; i++) {
 		struct fuse_worker *w = &server->workers[i];
 
 		if (w->memory)

@@ -218,7 +218,11 @@ static int trim_start(struct pool *pool, struct passdown *p)
 	if (atomic_load(&pool->never_wait))
 		return tp_error(&STAILQ_FIRST(&w->trims)->error, -ECANCELED,
 				"the daemon is stopping, not all was trimmed");
-	r = thin_metadata_get_info(pool->tmd, &info);
+	/* What is free is not certain any more when metadata has failed, and a punch is for good.
+	 */
+	r = pool_check_writable(pool);
+	if (!r)
+		r = thin_metadata_get_info(pool->tmd, &info);
 	if (r)
 		return r;
 	max_blocks = MIN(TRIM_SLICE_BYTES / pool->block_size, info.nr_data_free / TRIM_SLICE_PART);

@@ -116,7 +116,8 @@ static bool reopen_device(struct pool *pool, struct volume *v) TP_TAKES(meta_roo
 	int r = thin_device_open(pool->tmd, v->id, &v->td);
 
 	if (r)
-		log_err("volume %u cannot be opened again after the abort: error %d", v->id, -r);
+		log_err("volume %u cannot be opened again after the abort: %s", v->id,
+			strerror(-r));
 	return r == 0;
 }
 
