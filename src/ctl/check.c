@@ -99,6 +99,11 @@ int ctl_check(const struct ctl_args *a)
 	code = ctl_open_half(a->args[0], "metadata", &metadata);
 	if (!code)
 		code = ctl_open_half(a->args[0], "data", &data);
+	if (!code && io_device_is_same(io_device_name(metadata), io_device_name(data)))
+		code = ctl_fail(CTL_FAILED,
+				"%s and %s are the same file or device: one of the two "
+				"is a wrong link",
+				io_device_name(metadata), io_device_name(data));
 	if (!code) {
 		options.data_bytes = io_device_size(data);
 		r = thin_check(metadata, &options, &result);

@@ -153,6 +153,12 @@ void fuse_slot_end(struct fuse_slot *slot)
 	unlock_fuse(&w->lock);
 }
 
+void fuse_slot_end_with(struct fuse_slot *slot, int r)
+{
+	reply_error(slot->req, r);
+	fuse_slot_end(slot);
+}
+
 /* Under mlockall() an old kernel keeps the memory of locked pages: then it stays as it is. */
 static size_t trim_slot(struct fuse_worker *w, struct fuse_slot *slot)
 {
