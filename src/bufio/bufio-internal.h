@@ -119,6 +119,7 @@ struct bufio_client {
 	bool writer_busy TP_GUARDED_BY(lc_bufio_lru);
 	atomic_uint nr_flushers; /* threads that want to be the writer; background passes yield */
 	int write_error TP_GUARDED_BY(lc_bufio_lru); /* sticky */
+	_Atomic mblock_t failed_block;               /* of the last write error */
 	uint64_t pass TP_GUARDED_BY(lc_bufio_lru);
 
 	/* helper */

@@ -121,6 +121,7 @@ static void end_run(struct write_batch *batch, unsigned first, unsigned nr, int 
 				(unsigned long long)batch->slots[first].block + nr - 1,
 				strerror(-r));
 		pass->error = r;
+		atomic_store(&pass->client->failed_block, batch->slots[first].block);
 	} else {
 		atomic_fetch_add_explicit(&pass->client->writes, nr, memory_order_relaxed);
 	}
@@ -348,6 +349,11 @@ int write_pass_run(struct bufio_client *c, enum write_mode mode, uint64_t quota)
 int bufio_write_dirty_buffers(struct bufio_client *c)
 {
 	return write_pass_run(c, WRITE_ALL, UINT64_MAX);
+}
+
+mblock_t bufio_failed_block(const struct bufio_client *c)
+{
+	return atomic_load(&c->failed_block);
 }
 
 void bufio_write_dirty_buffers_async(struct bufio_client *c)

@@ -134,6 +134,9 @@ int bufio_read_async(struct bufio_client *c, mblock_t block, struct bufio_waiter
  */
 int bufio_write_dirty_buffers(struct bufio_client *c) TP_TAKES(bufio) TP_MUST_CHECK;
 
+/* The first block of the last write that failed, whoever wrote; says nothing before one has. */
+mblock_t bufio_failed_block(const struct bufio_client *c);
+
 /* Start writing dirty buffers that nobody holds in the background (the helper does it). */
 void bufio_write_dirty_buffers_async(struct bufio_client *c) TP_TAKES(bufio_lru);
 

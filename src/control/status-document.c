@@ -87,16 +87,18 @@ json_t *status_document(struct pool *pool, struct pressure *pressure)
 
 	pool_get_status(pool, &s);
 	return json_pack(
-		"{ss so sb ss sI sI sI sI sI sI sI sI sI sI sb sb sI sI sb sI sb s{sI sI "
+		"{ss so so sb sI ss sI sI sI sI sI sI sI sI sI sI sb sb sI sI sb sI sb s{sI sI "
 		"sI sI sI} so so so sI}",
-		"mode", pool_mode_name(s.mode), "reason", control_text(s.reason), "needs_check",
-		s.needs_check, "version", TP_VERSION, "pid", number((uint64_t)getpid()),
-		"transaction_id", number(s.transaction_id), "held_root", number(s.held_root),
-		"block_size", number(s.block_size), "data_used", number(s.data_used), "data_total",
-		number(s.data_total), "data_allocated", number(s.data_allocated), "metadata_used",
-		number(s.metadata_used), "metadata_total", number(s.metadata_total),
-		"metadata_reserve", number(s.metadata_reserve), "read_only", s.read_only, "catalog",
-		s.has_catalog, "virtual_total", number(s.virtual_total), "low_water_data",
+		"mode", pool_mode_name(s.mode), "reason", control_text(s.reason), "remedy",
+		control_text(s.remedy), "needs_check", s.needs_check, "longest_abort_usec",
+		number(s.longest_abort_usec), "version", TP_VERSION, "pid",
+		number((uint64_t)getpid()), "transaction_id", number(s.transaction_id), "held_root",
+		number(s.held_root), "block_size", number(s.block_size), "data_used",
+		number(s.data_used), "data_total", number(s.data_total), "data_allocated",
+		number(s.data_allocated), "metadata_used", number(s.metadata_used),
+		"metadata_total", number(s.metadata_total), "metadata_reserve",
+		number(s.metadata_reserve), "read_only", s.read_only, "catalog", s.has_catalog,
+		"virtual_total", number(s.virtual_total), "low_water_data",
 		number(s.low_water_data), "data_is_low", s.data_is_low, "low_water_metadata",
 		number(s.low_water_metadata), "metadata_is_low", s.metadata_is_low, "cache", "used",
 		number(s.cache_bytes), "limit", number(s.cache_limit_bytes), "hits",
@@ -130,6 +132,7 @@ static json_t *sorted(json_t *array)
 {
 	size_t n = json_array_size(array);
 	json_t **items = calloc(n ? n : 1, sizeof(*items)), *result = json_array();
+
 	bool ok = items && result;
 
 	if (ok) {
@@ -152,7 +155,7 @@ static json_t *volume_object(struct pool *pool, const struct volume_info *v)
 	return json_pack("{so sI sI sI so sb sI sb}", "name", control_text(v->name), "id",
 			 number(v->id), "size", number(v->size_bytes), "used",
 			 number(v->mapped_bytes), "origin", origin_name(pool, v), "read_only",
-			 v->read_only, "created", number(v->created_usec / USEC_PER_SEC), "open",
+			 v->read_only, "created", number(v->created_usec / 1000000), "open",
 			 v->open_count > 0);
 }
 
@@ -221,7 +224,7 @@ char *status_render_text(struct pool *pool, struct pressure *pressure)
 	fprintf(f, "mode         %s%s%s%s\n", pool_mode_name(s.mode), s.reason[0] ? " (" : "",
 		s.reason, s.reason[0] ? ")" : "");
 	if (s.needs_check)
-		fprintf(f, "needs check  yes: stop the daemon and run thinpoolctl check\n");
+		fprintf(f, "needs check  yes: %s\n", s.remedy);
 	fprintf(f, "data         %s of %s used (%.1f %%), %s on the host, in blocks of %s\n",
 		format_size(s.data_used, a, sizeof(a)), format_size(s.data_total, b, sizeof(b)),
 		percent(s.data_used, s.data_total), format_size(s.data_allocated, c, sizeof(c)),
@@ -256,8 +259,10 @@ char *status_render_text(struct pool *pool, struct pressure *pressure)
 		s.stats.reads, s.stats.writes, s.stats.flushes, s.stats.discards);
 	fprintf(f, "blocks       %" PRIu64 " provisioned, %" PRIu64 " unshared\n",
 		s.stats.provisioned_blocks, s.stats.broken_sharing_blocks);
-	fprintf(f, "commits      %" PRIu64 ", %" PRIu64 " aborts\n", s.stats.commits,
-		s.stats.aborts);
+	fprintf(f, "commits      %" PRIu64 ", %" PRIu64 " aborts", s.stats.commits, s.stats.aborts);
+	if (s.stats.aborts)
+		fprintf(f, ", the longest took %" PRIu64 " us", s.longest_abort_usec);
+	fputc('\n', f);
 	fprintf(f,
 		"throttle     %" PRIu64 " times, %" PRIu64 " us in all, %" PRIu64
 		" us at most, %" PRIu64 " requests waited\n",

@@ -3,7 +3,8 @@
  * check.c - the verb that verifies a pool that is not in use
  *
  * Both devices are opened first, so a pool in service is refused before anything is
- * looked at.  Nothing is ever written.
+ * looked at.  Nothing is ever written, but for the one bit that --clear-needs-check is about, and
+ * that only when no damage was found.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -14,6 +15,8 @@
 #include "ctl/ctl.h"
 #include "io/device.h"
 #include "thin/thin-check.h"
+#include "thin/thin-metadata.h"
+#include "util/error.h"
 
 #define PATH_BYTES 4096
 #define MAX_FINDINGS 100 /* lines; a wrecked pool has millions */
@@ -52,14 +55,14 @@ static void report_finding(void *ctx, enum thin_check_severity severity, const c
 	printf("%s: %s\n", words[severity], line);
 }
 
-int ctl_open_half(const char *pooldir, const char *what, struct io_device **ret_dev)
+int ctl_open_half(const char *pooldir, const char *what, unsigned flags, struct io_device **ret_dev)
 {
 	char path[PATH_BYTES];
 	int r;
 
 	if (snprintf(path, sizeof(path), "%s/%s", pooldir, what) >= (int)sizeof(path))
 		return ctl_fail(CTL_USAGE, "%s: the path is too long", pooldir);
-	r = io_device_open(path, IO_OPEN_READ_ONLY, ret_dev);
+	r = io_device_open(path, flags, ret_dev);
 	if (r)
 		return ctl_fail(ctl_exit_of(r), "%s: %s", path, io_device_open_words(r));
 	return CTL_OK;
@@ -79,39 +82,72 @@ static int print_result(const char *pooldir, const struct thin_check_result *res
 		printf("%s: %" PRIu64
 		       " blocks are lost to leaks, nothing else is wrong with them\n",
 		       pooldir, result->nr_leaks);
-	if (result->needs_check)
-		printf("%s: the needs_check flag is set: it will be served read-only\n", pooldir);
 	return CTL_OK;
+}
+
+/* The metadata was found right. */
+static int handle_flag(const struct ctl_args *a, struct io_device *metadata, bool needs_check)
+{
+	const char *pooldir = a->args[0];
+	struct tp_error error = { "" };
+	int r;
+
+	if (!needs_check && a->clear_needs_check)
+		printf("%s: the needs_check flag is not set\n", pooldir);
+	if (!needs_check)
+		return CTL_OK;
+	if (!a->clear_needs_check) {
+		printf("%s: the needs_check flag is set: it will be served read-only until "
+		       "\"thinpoolctl check --clear-needs-check\"\n",
+		       pooldir);
+		return CTL_OK;
+	}
+	r = thin_metadata_clear_needs_check(metadata, &error);
+	if (r)
+		return ctl_fail(ctl_exit_of(r), "%s", error.text);
+	printf("%s: the needs_check flag is cleared\n", pooldir);
+	return CTL_OK;
+}
+
+static int check_devices(const struct ctl_args *a, struct io_device *metadata,
+			 struct io_device *data)
+{
+	struct progress progress = { 0 };
+	struct thin_check_options options = {
+		/* Who wants the flag cleared gets it, or one line why not. */
+		.report = a->clear_needs_check ? NULL : report_finding,
+		.progress = isatty(STDERR_FILENO) ? show_progress : NULL,
+		.ctx = &progress,
+		.data_bytes = io_device_size(data),
+		.max_findings = MAX_FINDINGS,
+	};
+	struct thin_check_result result;
+	int code, r = thin_check(metadata, &options, &result);
+
+	wipe_progress(&progress);
+	if (r)
+		return ctl_fail(CTL_FAILED, "%s cannot be checked: %s", a->args[0],
+				tp_error_words(r));
+	if (a->clear_needs_check && result.nr_damages)
+		return ctl_fail(CTL_FAILED,
+				"%s is damaged: %" PRIu64 " findings (\"thinpoolctl check\" lists "
+				"them), needs_check is not cleared",
+				a->args[0], result.nr_damages);
+	code = print_result(a->args[0], &result);
+	return code ? code : handle_flag(a, metadata, result.needs_check);
 }
 
 int ctl_check(const struct ctl_args *a)
 {
-	struct progress progress = { 0 };
-	struct thin_check_options options = { .report = report_finding,
-					      .progress =
-						      isatty(STDERR_FILENO) ? show_progress : NULL,
-					      .ctx = &progress,
-					      .max_findings = MAX_FINDINGS };
 	struct io_device *data = NULL, *metadata = NULL;
-	struct thin_check_result result;
-	int code, r;
+	int code;
 
-	code = ctl_open_half(a->args[0], "metadata", &metadata);
+	code = ctl_open_half(a->args[0], "metadata", a->clear_needs_check ? 0 : IO_OPEN_READ_ONLY,
+			     &metadata);
 	if (!code)
-		code = ctl_open_half(a->args[0], "data", &data);
-	if (!code && io_device_is_same(io_device_name(metadata), io_device_name(data)))
-		code = ctl_fail(CTL_FAILED,
-				"%s and %s are the same file or device: one of the two "
-				"is a wrong link",
-				io_device_name(metadata), io_device_name(data));
-	if (!code) {
-		options.data_bytes = io_device_size(data);
-		r = thin_check(metadata, &options, &result);
-		wipe_progress(&progress);
-		code = r ? ctl_fail(CTL_FAILED, "%s cannot be checked: %s", a->args[0],
-				    strerror(-r))
-			 : print_result(a->args[0], &result);
-	}
+		code = ctl_open_half(a->args[0], "data", IO_OPEN_READ_ONLY, &data);
+	if (!code)
+		code = check_devices(a, metadata, data);
 	io_device_close(data);
 	io_device_close(metadata);
 	return code;

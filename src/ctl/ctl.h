@@ -26,7 +26,7 @@ struct io_device;
 struct ctl_args {
 	const char *args[CTL_ARGS_MAX];
 	unsigned nr_args;
-	bool json, force, read_only, shrink;
+	bool json, force, read_only, shrink, clear_needs_check;
 	bool has_size;
 	uint64_t size, block_size, metadata_size; /* bytes; 0: not given */
 	const char *data, *metadata;              /* paths */
@@ -52,15 +52,14 @@ int ctl_dump_online(const char *mount);
 /* Is this the root of a mounted pool? */
 bool ctl_is_mount(const char *path);
 
-/* Open "metadata" or "data" of a pool that is not in use, to read it. */
-int ctl_open_half(const char *pooldir, const char *what, struct io_device **ret_dev);
+/* Open "metadata" or "data" of a pool that is not in use; @flags: enum io_open_flags. */
+int ctl_open_half(const char *pooldir, const char *what, unsigned flags,
+		  struct io_device **ret_dev);
 
 /* "thinpoolctl: ..." on stderr; returns @code. */
 int ctl_fail(enum ctl_exit code, const char *fmt, ...) TP_PRINTF(2, 3);
 /* The exit code that stands for a negative errno. */
 enum ctl_exit ctl_exit_of(int r);
-/* What is wrong with a size that parse_size() has refused, to follow "... is". */
-const char *ctl_size_words(int r);
 
 void ctl_print_json(json_t *document);
 int ctl_print_list(json_t *volumes);

@@ -40,7 +40,7 @@ int ctl_dump(const struct ctl_args *a)
 
 	if (ctl_is_mount(a->args[0]))
 		return ctl_dump_online(a->args[0]);
-	code = ctl_open_half(a->args[0], "metadata", &metadata);
+	code = ctl_open_half(a->args[0], "metadata", IO_OPEN_READ_ONLY, &metadata);
 	if (!code)
 		code = dump_metadata(a->args[0], metadata);
 	io_device_close(metadata);

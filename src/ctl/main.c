@@ -31,6 +31,7 @@ enum {
 	OPT_METADATA,
 	OPT_EXTEND_DATA,
 	OPT_EXTEND_METADATA,
+	OPT_CLEAR_NEEDS_CHECK,
 };
 
 #define OPTION_JSON \
@@ -48,6 +49,11 @@ static const struct argp_option format_options[] = {
 	{ "data", OPT_DATA, "PATH", 0, "Keep data in this file or block device", 0 },
 	{ "metadata", OPT_METADATA, "PATH", 0, "Keep metadata in this file or block device", 0 },
 	{ "force", OPT_FORCE, NULL, 0, "Overwrite what is there", 0 },
+	{ 0 },
+};
+static const struct argp_option check_options[] = {
+	{ "clear-needs-check", OPT_CLEAR_NEEDS_CHECK, NULL, 0,
+	  "If nothing is damaged, let the pool be written to again", 0 },
 	{ 0 },
 };
 static const struct argp_option create_options[] = {
@@ -78,7 +84,7 @@ struct verb {
 
 static const struct verb verbs[] = {
 	{ "format", "POOLDIR", "Make a new pool in a directory", 1, format_options, ctl_format },
-	{ "check", "POOLDIR", "Verify the metadata of a pool that is not in use", 1, NULL,
+	{ "check", "POOLDIR", "Verify the metadata of a pool that is not in use", 1, check_options,
 	  ctl_check },
 	{ "dump", "POOLDIR|MNT", "Print the metadata as XML, as thin_dump does", 1, NULL,
 	  ctl_dump },
@@ -109,12 +115,6 @@ int ctl_fail(enum ctl_exit code, const char *fmt, ...)
 	fflush(stdout); /* what was found comes before what follows from it */
 	fprintf(stderr, "thinpoolctl: %s\n", one_line(line));
 	return (int)code;
-}
-
-const char *ctl_size_words(int r)
-{
-	return r == -ERANGE ? "too large, or no whole number of bytes"
-			    : "no size: write 10G, 512M, 64K ...";
 }
 
 enum ctl_exit ctl_exit_of(int r)
@@ -162,8 +162,11 @@ static void size_argument(struct argp_state *state, const char *option, const ch
 {
 	int r = parse_size(text, ret_bytes);
 
-	if (r)
-		usage_error(state, "%s \"%s\" is %s", option, text, ctl_size_words(r));
+	if (r == -ERANGE)
+		usage_error(state, "%s \"%s\" is too large, or no whole number of bytes", option,
+			    text);
+	else if (r)
+		usage_error(state, "%s \"%s\" is no size: write 10G, 512M, 64K ...", option, text);
 }
 
 static error_t parse_verb_option(int key, char *arg, struct argp_state *state)
@@ -214,6 +217,9 @@ static error_t parse_verb_option(int key, char *arg, struct argp_state *state)
 		return 0;
 	case OPT_SHRINK:
 		a->shrink = true;
+		return 0;
+	case OPT_CLEAR_NEEDS_CHECK:
+		a->clear_needs_check = true;
 		return 0;
 	case ARGP_KEY_ARG:
 		if (a->nr_args == p->verb->nr_args)

@@ -175,8 +175,9 @@ static int add_pressure(struct libscols_table *table, json_t *pressure)
 int ctl_print_status(json_t *s)
 {
 	struct libscols_table *table = new_table();
-	char text[FORMAT_SIZE_MAX], line[400];
+	char text[FORMAT_SIZE_MAX], line[1024];
 	const char *reason = text_of(s, "reason");
+	uint64_t aborts;
 	int r;
 
 	if (!table)
@@ -208,9 +209,15 @@ int ctl_print_status(json_t *s)
 	snprintf(line, sizeof(line), "%" PRIu64, number_of(s, "held_root"));
 	if (!r && number_of(s, "held_root"))
 		r = add_fact(table, "held root", line);
+	snprintf(line, sizeof(line), "yes: %s", text_of(s, "remedy"));
 	if (!r)
 		r = add_fact(table, "needs check",
-			     json_is_true(json_object_get(s, "needs_check")) ? "yes" : "no");
+			     json_is_true(json_object_get(s, "needs_check")) ? line : "no");
+	aborts = number_of(json_object_get(s, "statistics"), "aborts");
+	snprintf(line, sizeof(line), "%" PRIu64 ", the longest took %" PRIu64 " us", aborts,
+		 number_of(s, "longest_abort_usec"));
+	if (!r && aborts)
+		r = add_fact(table, "aborts", line);
 	if (!r)
 		r = add_cache(table, json_object_get(s, "cache"));
 	if (!r)

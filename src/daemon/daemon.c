@@ -118,10 +118,7 @@ static char *render_config(void *ctx)
 	config = d->config;
 	unlock_control(&d->lock);
 	config_print(&config, f);
-	if (!fclose(f))
-		return text;
-	free(text);
-	return NULL;
+	return fclose(f) ? NULL : text;
 }
 
 static char *render_version(void *ctx)

@@ -23,6 +23,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+static void end_with_error(struct fuse_slot *slot, int r)
+{
+	reply_error(slot->req, r);
+	fuse_slot_end(slot);
+}
+
 static int info_by_id(struct fuse_server *server, thin_id_t id, struct volume_info *ret_info)
 {
 	struct volume *v;
@@ -135,7 +141,7 @@ static void resize_done(struct pool_command *cmd, int r)
 	struct volume_info info;
 
 	if (r) {
-		fuse_slot_end_with(slot, r);
+		end_with_error(slot, r);
 		return;
 	}
 	if (!info_by_id(slot->server, cmd->id, &info))
@@ -222,7 +228,7 @@ static void submit_command(struct fuse_slot *slot)
 
 void fuse_command_done(struct pool_command *cmd, int r)
 {
-	fuse_slot_end_with(container_of(cmd, struct fuse_slot, command), r);
+	end_with_error(container_of(cmd, struct fuse_slot, command), r);
 }
 
 /* Answer with the volume that a command has made. */
@@ -235,7 +241,7 @@ static void entry_done(struct pool_command *cmd, int r)
 	if (!r)
 		r = info_by_id(slot->server, cmd->id, &info);
 	if (r) {
-		fuse_slot_end_with(slot, r);
+		end_with_error(slot, r);
 		return;
 	}
 	fuse_volume_entry(slot->server, &info, &e);
@@ -269,8 +275,8 @@ static int open_created(struct fuse_slot *slot, struct volume *v)
 	}
 	volume_get_info(v, &info);
 	fuse_volume_entry(server, &info, &e);
-	if (fuse_reply_open_volume(slot, &e, info.id) == -ENOENT)
-		fuse_node_close(server, info.id); /* withdrawn: no RELEASE will come */
+	if (fuse_reply_open_volume(slot, &e, v) == -ENOENT) /* withdrawn: no RELEASE will come */
+		fuse_node_close(server, info.id, POOL_NO_HANDLE);
 	return 0;
 }
 

@@ -60,6 +60,22 @@ static inline fuse_ino_t thin_id_ino(thin_id_t id)
 /* What never changes while mounted. */
 #define FIXED_TIMEOUT_SEC 3600.0
 
+/*
+ * A file handle is the thin id, and above it the number that the pool gave the handle.  The first
+ * can be told from what is on disk, and a daemon may not know the second (volume_handle()).
+ */
+#define FH_HANDLE_SHIFT 32
+
+static inline thin_id_t fh_thin_id(uint64_t fh)
+{
+	return (thin_id_t)fh;
+}
+
+static inline uint32_t fh_handle(uint64_t fh)
+{
+	return (uint32_t)(fh >> FH_HANDLE_SHIFT);
+}
+
 /* ---- requests ---- */
 
 #define FUSE_PAGE 4096u
@@ -90,6 +106,7 @@ struct fuse_slot {
 	};
 	struct { /* kept between the steps of an operation */
 		int flags, mode;
+		uint32_t handle;
 		uint64_t offset, length;
 		struct volume *volume;
 		fuse_ino_t ino;
@@ -280,8 +297,6 @@ void fuse_server_ended(struct fuse_server *server) TP_TAKES(fuse);
  */
 struct fuse_slot *fuse_slot_take(fuse_req_t req);
 void fuse_slot_end(struct fuse_slot *slot) TP_TAKES(fuse);
-/* Answer with an error of ours, or with 0 if the answer says no more than that, and end. */
-void fuse_slot_end_with(struct fuse_slot *slot, int r) TP_TAKES(fuse);
 
 /* Ask the worker to give back @bytes of its free buffers. */
 void fuse_worker_ask_trim(struct fuse_worker *w, size_t bytes) TP_TAKES(fuse);
@@ -299,12 +314,13 @@ void fuse_slot_submit_io(struct fuse_slot *slot) TP_TAKES(throttle);
 struct fuse_node *fuse_node_get(struct fuse_server *server, thin_id_t id);
 /* NULL: never opened. */
 struct fuse_node *fuse_node_find(struct fuse_server *server, thin_id_t id);
-void fuse_nodes_destroy(struct fuse_server *server) TP_TAKES(fuse);
+void fuse_nodes_destroy(struct fuse_server *server) TP_TAKES(pool);
 
 /* A handle on @v, whose reference passes to the node on success. */
 int fuse_node_open(struct fuse_server *server, struct volume *v, bool for_writing)
 	TP_TAKES(catalog) TP_MUST_CHECK;
-void fuse_node_close(struct fuse_server *server, thin_id_t id) TP_TAKES(fuse);
+/* @handle: of the file handle that goes; POOL_NO_HANDLE if it never came to be used. */
+void fuse_node_close(struct fuse_server *server, thin_id_t id, uint32_t handle) TP_TAKES(pool);
 
 /* Remember that an open volume is being written to: what st_mtime tells. */
 void fuse_node_modified(struct fuse_server *server, thin_id_t id);
@@ -339,10 +355,10 @@ void fuse_virtual_destroy(struct fuse_server *server) TP_TAKES(fuse);
 
 /* Answer an open: flags that libfuse cannot express included.  @entry: of a create, else NULL. */
 int fuse_reply_open_volume(struct fuse_slot *slot, const struct fuse_entry_param *entry,
-			   thin_id_t id);
+			   struct volume *v);
 
 void fuse_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi) TP_TAKES(catalog);
-void fuse_op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi) TP_TAKES(fuse);
+void fuse_op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi) TP_TAKES(pool);
 void fuse_op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset,
 		  struct fuse_file_info *fi) TP_TAKES(throttle);
 void fuse_op_write(fuse_req_t req, fuse_ino_t ino, const char *buffer, size_t size, off_t offset,

@@ -28,6 +28,12 @@ static struct fuse_slot *slot_of_io(struct pool_io *io)
 	return container_of(io, struct fuse_slot, io);
 }
 
+static void end_with_error(struct fuse_slot *slot, int r)
+{
+	reply_error(slot->req, r);
+	fuse_slot_end(slot);
+}
+
 /* ------------------------------------------------------------ open, release */
 
 static uint32_t open_flags(const struct fuse_server *server)
@@ -67,9 +73,12 @@ static void fill_entry(struct fuse_entry_out *out, const struct fuse_entry_param
 
 /* Made by hand: libfuse 3.14 has no name for FOPEN_PARALLEL_DIRECT_WRITES. */
 int fuse_reply_open_volume(struct fuse_slot *slot, const struct fuse_entry_param *entry,
-			   thin_id_t id)
+			   struct volume *v)
 {
-	struct fuse_open_out open_out = { .fh = id, .open_flags = open_flags(slot->server) };
+	struct fuse_open_out open_out = {
+		.fh = (uint64_t)volume_handle(v) << FH_HANDLE_SHIFT | volume_id(v),
+		.open_flags = open_flags(slot->server),
+	};
 	struct fuse_entry_out entry_out;
 	struct iovec iov[2] = {
 		{ .iov_base = &entry_out, .iov_len = sizeof(entry_out) },
@@ -96,17 +105,17 @@ void fuse_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	slot = fuse_slot_take(req);
 	r = pool_volume_get(server->pool, ino_thin_id(ino), &v);
 	if (r) {
-		fuse_slot_end_with(slot, r == -ENOENT ? -ESTALE : r);
+		end_with_error(slot, r == -ENOENT ? -ESTALE : r);
 		return;
 	}
 	r = fuse_node_open(server, v, (fi->flags & O_ACCMODE) != O_RDONLY);
 	if (r) {
 		volume_put(v);
-		fuse_slot_end_with(slot, r);
+		end_with_error(slot, r);
 		return;
 	}
-	if (fuse_reply_open_volume(slot, NULL, ino_thin_id(ino)) == -ENOENT)
-		fuse_node_close(server, ino_thin_id(ino)); /* withdrawn: no RELEASE will come */
+	if (fuse_reply_open_volume(slot, NULL, v) == -ENOENT) /* withdrawn: no RELEASE will come */
+		fuse_node_close(server, ino_thin_id(ino), POOL_NO_HANDLE);
 	fuse_slot_end(slot);
 }
 
@@ -116,7 +125,7 @@ void fuse_op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		fuse_virtual_release(req, fi);
 		return;
 	}
-	fuse_node_close(request_server(req), (thin_id_t)fi->fh);
+	fuse_node_close(request_server(req), fh_thin_id(fi->fh), fh_handle(fi->fh));
 	fuse_reply_err(req, 0);
 }
 
@@ -146,9 +155,9 @@ void fuse_op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset,
 		return;
 	}
 	slot = fuse_slot_take(req);
-	r = fuse_volume_of(slot, (thin_id_t)fi->fh, &v);
+	r = fuse_volume_of(slot, fh_thin_id(fi->fh), &v);
 	if (unlikely(r || size > FUSE_MAX_WRITE)) {
-		fuse_slot_end_with(slot, r ? r : -EIO);
+		end_with_error(slot, r ? r : -EIO);
 		return;
 	}
 	end = volume_size(v);
@@ -201,21 +210,22 @@ void fuse_op_write(fuse_req_t req, fuse_ino_t ino, const char *buffer, size_t si
 		return;
 	}
 	slot = fuse_slot_take(req);
-	r = fuse_volume_of(slot, (thin_id_t)fi->fh, &v);
+	r = fuse_volume_of(slot, fh_thin_id(fi->fh), &v);
 	if (unlikely(r)) {
-		fuse_slot_end_with(slot, r);
+		end_with_error(slot, r);
 		return;
 	}
 	slot->io = (struct pool_io){
 		.op = POOL_WRITE,
 		.durable = must_be_durable(server, fi->flags),
+		.handle = fh_handle(fi->fh),
 		.volume = v,
 		.offset = (uint64_t)offset,
 		.length = size,
 		.buffer = (char *)(uintptr_t)buffer, /* in the slot; a write does not change it */
 		.done = write_done,
 	};
-	fuse_node_modified(server, (thin_id_t)fi->fh);
+	fuse_node_modified(server, fh_thin_id(fi->fh));
 	fuse_slot_submit_io(slot);
 }
 
@@ -223,7 +233,7 @@ void fuse_op_write(fuse_req_t req, fuse_ino_t ino, const char *buffer, size_t si
 
 static void plain_done(struct pool_io *io, int r)
 {
-	fuse_slot_end_with(slot_of_io(io), r);
+	end_with_error(slot_of_io(io), r);
 }
 
 void fuse_op_fsync(fuse_req_t req, fuse_ino_t ino, int data_only, struct fuse_file_info *fi)
@@ -238,12 +248,17 @@ void fuse_op_fsync(fuse_req_t req, fuse_ino_t ino, int data_only, struct fuse_fi
 		return;
 	}
 	slot = fuse_slot_take(req);
-	r = fuse_volume_of(slot, (thin_id_t)fi->fh, &v);
+	r = fuse_volume_of(slot, fh_thin_id(fi->fh), &v);
 	if (r) {
-		fuse_slot_end_with(slot, r);
+		end_with_error(slot, r);
 		return;
 	}
-	slot->io = (struct pool_io){ .op = POOL_FLUSH, .volume = v, .done = plain_done };
+	slot->io = (struct pool_io){
+		.op = POOL_FLUSH,
+		.handle = fh_handle(fi->fh),
+		.volume = v,
+		.done = plain_done,
+	};
 	fuse_slot_submit_io(slot);
 }
 
@@ -257,7 +272,7 @@ static void allocate_range(struct fuse_slot *slot)
 	uint64_t length = offset < end ? MIN(slot->step.length, end - offset) : 0;
 
 	if (!length) {
-		fuse_slot_end_with(slot, 0);
+		end_with_error(slot, 0);
 		return;
 	}
 	slot->io = (struct pool_io){
@@ -265,6 +280,7 @@ static void allocate_range(struct fuse_slot *slot)
 		      : slot->step.mode & FALLOC_FL_ZERO_RANGE ? POOL_ZERO
 							       : POOL_ALLOCATE,
 		.durable = must_be_durable(slot->server, slot->step.flags),
+		.handle = slot->step.handle,
 		.volume = v,
 		.offset = offset,
 		.length = length,
@@ -280,7 +296,7 @@ static void grown(struct pool_command *cmd, int r)
 
 	/* A write may have made it larger still meanwhile: then there was nothing to grow. */
 	if (r && volume_size(slot->step.volume) < end)
-		fuse_slot_end_with(slot, r);
+		end_with_error(slot, r);
 	else
 		allocate_range(slot);
 }
@@ -320,16 +336,17 @@ void fuse_op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset, o
 	slot = fuse_slot_take(req);
 	slot->step.mode = mode;
 	slot->step.flags = fi->flags;
+	slot->step.handle = fh_handle(fi->fh);
 	slot->step.offset = (uint64_t)offset;
 	slot->step.length = (uint64_t)length;
-	r = fuse_volume_of(slot, (thin_id_t)fi->fh, &v);
+	r = fuse_volume_of(slot, fh_thin_id(fi->fh), &v);
 	if (r) {
-		fuse_slot_end_with(slot, r);
+		end_with_error(slot, r);
 		return;
 	}
 
 	slot->step.volume = v;
-	fuse_node_modified(server, (thin_id_t)fi->fh);
+	fuse_node_modified(server, fh_thin_id(fi->fh));
 	if (mode & FALLOC_FL_KEEP_SIZE || end <= volume_size(v)) {
 		allocate_range(slot);
 		return;
@@ -337,7 +354,7 @@ void fuse_op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset, o
 	slot->command = (struct pool_command){
 		.op = POOL_RESIZE,
 		.flags = POOL_CMD_BY_ID,
-		.id = (thin_id_t)fi->fh,
+		.id = fh_thin_id(fi->fh),
 		.size_bytes = end,
 		.done = grown,
 	};
@@ -369,11 +386,11 @@ void fuse_op_lseek(fuse_req_t req, fuse_ino_t ino, off_t offset, int whence,
 		return;
 	}
 	slot = fuse_slot_take(req);
-	r = fuse_volume_of(slot, (thin_id_t)fi->fh, &v);
+	r = fuse_volume_of(slot, fh_thin_id(fi->fh), &v);
 	if (!r && (uint64_t)offset >= volume_size(v))
 		r = -ENXIO;
 	if (r) {
-		fuse_slot_end_with(slot, r);
+		end_with_error(slot, r);
 		return;
 	}
 	slot->io = (struct pool_io){

@@ -69,7 +69,8 @@ void fuse_nodes_destroy(struct fuse_server *server)
 		/* What was open when the connection ended will not be released by the kernel. */
 		for (size_t k = 0; leaf && k < NODE_LEAF_SIZE; k++)
 			while (leaf->nodes[k].volume)
-				fuse_node_close(server, (thin_id_t)(i << NODE_LEAF_BITS | k));
+				fuse_node_close(server, (thin_id_t)(i << NODE_LEAF_BITS | k),
+						POOL_NO_HANDLE);
 		server->leaves[i] = NULL;
 		free(leaf);
 	}
@@ -103,7 +104,7 @@ int fuse_node_open(struct fuse_server *server, struct volume *v, bool for_writin
 	return 0;
 }
 
-void fuse_node_close(struct fuse_server *server, thin_id_t id)
+void fuse_node_close(struct fuse_server *server, thin_id_t id, uint32_t handle)
 {
 	struct fuse_node *node = fuse_node_find(server, id);
 	struct volume *v;
@@ -119,6 +120,7 @@ void fuse_node_close(struct fuse_server *server, thin_id_t id)
 	unlock_fuse(&server->lock);
 	if (!v)
 		return; /* a handle of an earlier life of the daemon */
+	volume_forget_handle(v, handle);
 	volume_close(v);
 	volume_put(v);
 }

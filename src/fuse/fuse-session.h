@@ -2,9 +2,9 @@
 /*
  * fuse-session.h - serve a pool as a directory of files
  *
- * A volume is a regular file, inode 16 + thin id, file handle = thin id.  `.thinpool` holds
- * files whose text the caller makes.  Inodes, handles and directory positions follow from what
- * is on disk, so that a daemon started again could go on serving an old mount.
+ * A volume is a regular file, inode 16 + thin id, file handle = thin id and a number above it.
+ * `.thinpool` holds files whose text the caller makes.  Inodes, handles and directory positions
+ * follow from what is on disk, so that a daemon started again could go on serving an old mount.
  *
  * Layer:    fuse; uses util/, reclaim/, io/, catalog/ and pool/.
  * Threads:  the calls below come from any thread that serves no I/O of this pool.

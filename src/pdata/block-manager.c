@@ -67,6 +67,7 @@ struct block_manager {
 	struct bufio_client *cache;
 	_Atomic mblock_t known_blocks; /* bm_nr_blocks() as last seen; devices do not shrink */
 	atomic_bool read_only;
+	_Atomic uint64_t failure; /* pack_failure() */
 	struct block_type types[MAX_TYPES];
 #ifdef TP_DEBUG_LOCKS
 	_Atomic int16_t *lock_states; /* a block: readers, or -1 for a writer */
@@ -147,6 +148,36 @@ static inline void note_unlocked(struct block_manager *bm, const struct locked_b
 	(void)lb;
 }
 #endif
+
+/* ---- failures ---- */
+
+/* One word, so that any thread can leave it: kind, error, block. */
+#define FAILURE_KIND_SHIFT 56
+#define FAILURE_ERROR_SHIFT 40
+_Static_assert(MAX_METADATA_BLOCKS < UINT64_C(1) << FAILURE_ERROR_SHIFT, "a block number fits");
+
+/* Lack of memory is nothing that a device or a block is to blame for. */
+static int note_failure(struct block_manager *bm, enum bm_failure_kind kind, mblock_t block, int r)
+{
+	if (r != -ENOMEM)
+		atomic_store_explicit(&bm->failure,
+				      (uint64_t)kind << FAILURE_KIND_SHIFT |
+					      (uint64_t)-r << FAILURE_ERROR_SHIFT |
+					      MIN(block, MAX_METADATA_BLOCKS),
+				      memory_order_relaxed);
+	return r;
+}
+
+struct bm_failure bm_last_failure(const struct block_manager *bm)
+{
+	uint64_t word = atomic_load_explicit(&bm->failure, memory_order_relaxed);
+
+	return (struct bm_failure){
+		.kind = (enum bm_failure_kind)(word >> FAILURE_KIND_SHIFT),
+		.error = -(int)(word >> FAILURE_ERROR_SHIFT & 0xffff),
+		.block = word & ((UINT64_C(1) << FAILURE_ERROR_SHIFT) - 1),
+	};
+}
 
 /* ---- types ---- */
 
@@ -270,7 +301,7 @@ static int lock_buffer(struct block_manager *bm, mblock_t b, const struct block_
 
 		if (r) {
 			bufio_release(buffer);
-			return r;
+			return note_failure(bm, BM_FAILURE_CONTENT, b, r);
 		}
 	}
 	lb = (struct locked_block *)((uintptr_t)buffer | mode);
@@ -352,7 +383,7 @@ static int check_past_known_end(struct block_manager *bm, mblock_t b,
 	log_err_limited("%s: block %" PRIu64 " (type: %s) lies past the end (%" PRIu64
 			" blocks); using it fails",
 			io_device_name(bm->dev), b, v->name, nr_blocks);
-	return -EUCLEAN;
+	return note_failure(bm, BM_FAILURE_CONTENT, b, -EUCLEAN);
 }
 
 static inline int check_bounds(struct block_manager *bm, mblock_t b,
@@ -374,7 +405,7 @@ static int read_and_lock(struct block_manager *bm, mblock_t b, const struct bloc
 		return r;
 	r = bufio_read(bm->cache, b, &buffer);
 	if (r)
-		return r;
+		return note_failure(bm, BM_FAILURE_READ, b, r);
 	return lock_buffer(bm, b, v, buffer, mode, ret_lb);
 }
 
@@ -474,9 +505,12 @@ void *block_data_mut(struct locked_block *lb)
 
 int bm_read_raw(struct block_manager *bm, mblock_t b, void *data)
 {
+	int r;
+
 	if (b >= bm_nr_blocks(bm))
-		return -EUCLEAN;
-	return io_device_read(bm->dev, data, METADATA_BLOCK_SIZE, b * METADATA_BLOCK_SIZE);
+		return note_failure(bm, BM_FAILURE_CONTENT, b, -EUCLEAN);
+	r = io_device_read(bm->dev, data, METADATA_BLOCK_SIZE, b * METADATA_BLOCK_SIZE);
+	return r ? note_failure(bm, BM_FAILURE_READ, b, r) : 0;
 }
 
 int bm_flush(struct block_manager *bm)
@@ -487,8 +521,9 @@ int bm_flush(struct block_manager *bm)
 		return -EPERM;
 	r = bufio_write_dirty_buffers(bm->cache);
 	if (r)
-		return r;
-	return bufio_issue_flush(bm->cache);
+		return note_failure(bm, BM_FAILURE_WRITE, bufio_failed_block(bm->cache), r);
+	r = bufio_issue_flush(bm->cache);
+	return r ? note_failure(bm, BM_FAILURE_FLUSH, 0, r) : 0;
 }
 
 void bm_reset(struct block_manager *bm)

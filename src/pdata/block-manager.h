@@ -103,6 +103,24 @@ int bm_read_async(struct block_manager *bm, mblock_t b, struct block_waiter *w)
 
 void bm_forget(struct block_manager *bm, mblock_t b) TP_TAKES(bufio);
 
+/*
+ * What the last call that failed, of any thread, ran into.  Kept over resets, so that who
+ * aborts can still tell why.
+ */
+enum bm_failure_kind {
+	BM_FAILURE_NONE,
+	BM_FAILURE_READ,
+	BM_FAILURE_WRITE,
+	BM_FAILURE_FLUSH,   /* no block */
+	BM_FAILURE_CONTENT, /* it was read, and is not what it should be */
+};
+struct bm_failure {
+	enum bm_failure_kind kind;
+	int error; /* what the call returned */
+	mblock_t block;
+};
+struct bm_failure bm_last_failure(const struct block_manager *bm);
+
 /* Write locks and flushes return -EPERM from now on, or no longer do. */
 void bm_set_read_only(struct block_manager *bm, bool read_only);
 bool bm_is_read_only(const struct block_manager *bm);

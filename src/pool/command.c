@@ -19,7 +19,6 @@
  */
 #define LOG_MODULE "pool"
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -39,11 +38,21 @@
 
 /* ---- checks ---- */
 
+int pool_refuse_command(struct pool *pool, struct pool_command *cmd, int r)
+{
+	char remedy[POOL_REASON_MAX];
+
+	if (!atomic_load(&pool->needs_check))
+		return fail(cmd, r, "the pool is read-only");
+	pool_describe_remedy(pool, remedy, sizeof(remedy));
+	return fail(cmd, r, "the pool is read-only, its metadata needs a check: %s", remedy);
+}
+
 static int check_writable(struct pool *pool, struct pool_command *cmd)
 {
 	int r = pool_check_writable(pool);
 
-	return r ? fail(cmd, r, "the pool is read-only") : 0;
+	return r ? pool_refuse_command(pool, cmd, r) : 0;
 }
 
 static int check_space(struct pool *pool, struct pool_command *cmd)
@@ -440,12 +449,6 @@ static int cut(struct pool *pool, struct pool_command *cmd, struct volume *v)
 	io.length = MIN(block_end, old) - cmd->size_bytes;
 	if (io.length)
 		r = pool_worker_io(pool, &io);
-	/* What this transaction has freed can be had after the commit. */
-	if (r == -ENOSPC && pool_is_dirty(pool)) {
-		r = pool_commit_now(pool);
-		if (!r)
-			r = pool_worker_io(pool, &io);
-	}
 	if (!r && block_end < old) {
 		io = (struct pool_io){ .op = POOL_PUNCH,
 				       .volume = v,
@@ -453,8 +456,6 @@ static int cut(struct pool *pool, struct pool_command *cmd, struct volume *v)
 				       .length = old - block_end };
 		r = pool_worker_io(pool, &io);
 	}
-	if (r == -ENOSPC)
-		return fail(cmd, r, "no block is free to zero the rest of a shared one in");
 	return r ? fail(cmd, r, "cannot remove what is behind the new end") : 0;
 }
 
@@ -470,7 +471,7 @@ static int resize_quiet(struct pool *pool, struct pool_command *cmd, struct volu
 	if (r)
 		return r;
 	atomic_store(&v->size_bytes, cmd->size_bytes);
-	atomic_store(&v->size_dirty, false); /* the record says it all */
+	atomic_store(&v->size_dirty, false); /* the record says it all, once it is committed */
 	volumes_queue_event(pool, POOL_EVENT_VOLUME_RESIZED, v->id, v->entry.now.name);
 	return put_record(pool, v);
 }
@@ -620,14 +621,11 @@ static int do_metadata_snap_release(struct pool *pool, struct pool_command *cmd)
 static int do_dump(struct pool *pool, struct pool_command *cmd)
 {
 	int fd = memfd_create("thin-dump", MFD_CLOEXEC);
-	int copy = fd < 0 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 0);
-	FILE *out = copy < 0 ? NULL : fdopen(copy, "w");
+	FILE *out = fd < 0 ? NULL : fdopen(dup(fd), "w");
 	int r = 0;
 
 	if (!out) {
 		r = -errno;
-		if (copy >= 0)
-			close(copy);
 		if (fd >= 0)
 			close(fd);
 		return fail(cmd, r, "no memory for a dump");
@@ -637,7 +635,9 @@ static int do_dump(struct pool *pool, struct pool_command *cmd)
 	if (!r)
 		r = thin_dump(pool->tmd, out);
 	if (r)
-		(void)fail(cmd, r, "the metadata cannot be dumped: %s", strerror(-r));
+		(void)fail(cmd, r, "the metadata cannot be dumped: %s", tp_error_words(r));
+	if (r && !ferror(out)) /* or else the memory is to blame */
+		r = pool_query_failed(pool, "dump the metadata", r);
 	fclose(out);
 	if (r)
 		close(fd);
@@ -682,11 +682,9 @@ static int execute(struct pool *pool, struct pool_command *cmd)
 void pool_answer_command(struct pool *pool, struct pool_command *cmd, int r)
 {
 	if (r == -EIO)
-		(void)fail(cmd, r, "the metadata of the pool failed, the change was taken back");
-	if (r && cmd->fd >= 0) { /* dumped, and then the commit of others has failed */
-		close(cmd->fd);
-		cmd->fd = -1;
-	}
+		(void)fail(cmd, r, "the metadata of the pool failed, the change was %s",
+			   thin_metadata_commit_landed(pool->tmd) ? "made nevertheless"
+								  : "taken back");
 	cmd->result = r;
 	STAILQ_INSERT_TAIL(&pool->volumes->answers, cmd, link);
 }
@@ -771,7 +769,6 @@ void pool_deliver_commands(struct pool *pool)
 void pool_command_submit(struct pool *pool, struct pool_command *cmd)
 {
 	cmd->error.text[0] = '\0';
-	cmd->fd = -1;
 	lock_pool(&pool->lock);
 	STAILQ_INSERT_TAIL(&pool->commands, cmd, link);
 	unlock_pool(&pool->lock);

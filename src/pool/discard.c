@@ -156,9 +156,11 @@ static void trim_count(struct pool *pool, const struct passdown *p)
 /* The run is allocatable again, unless an abort has made it so already. */
 static void put_back(struct pool *pool, const struct freed_run *run, uint64_t epoch)
 {
-	if (epoch != pool->worker->epoch)
+	if (epoch != pool->epoch)
 		return;
 	thin_metadata_unreserve_data_blocks(pool->tmd, run->begin, run->end);
+	if (pool->mode == POOL_MODE_OUT_OF_DATA_SPACE)
+		pool_refresh_info(pool, false); /* before who waits has taken it all */
 	low_space_retry(pool);
 }
 
@@ -189,7 +191,7 @@ static void passdown_start(struct pool *pool, struct passdown *p, const struct f
 	struct io_request *io = &p->io;
 
 	p->run = *run;
-	p->epoch = pool->worker->epoch;
+	p->epoch = pool->epoch;
 	p->busy = true;
 	p->trims = trims;
 	io->device = pool->data;
@@ -218,9 +220,7 @@ static int trim_start(struct pool *pool, struct passdown *p)
 	if (atomic_load(&pool->never_wait))
 		return tp_error(&STAILQ_FIRST(&w->trims)->error, -ECANCELED,
 				"the daemon is stopping, not all was trimmed");
-	/* What is free is not certain any more when metadata has failed, and a punch is for good.
-	 */
-	r = pool_check_writable(pool);
+	r = pool_check_writable(pool); /* it may have failed since the trim began */
 	if (!r)
 		r = thin_metadata_get_info(pool->tmd, &info);
 	if (r)
@@ -229,6 +229,8 @@ static int trim_start(struct pool *pool, struct passdown *p)
 	max_blocks = MAX(max_blocks, 1);
 	r = thin_metadata_reserve_free_run(pool->tmd, w->trim_next, max_blocks, &run.begin,
 					   &run.end);
+	if (r && r != -ENODATA)
+		return pool_query_failed(pool, "look for free data blocks", r);
 	if (r)
 		return r;
 	w->trim_next = run.end;
@@ -267,7 +269,7 @@ int trim_begin(struct pool *pool, struct pool_command *cmd)
 	int r = pool_check_writable(pool);
 
 	if (r)
-		return tp_error(&cmd->error, r, "the pool is read-only");
+		return pool_refuse_command(pool, cmd, r);
 	/* What was freed but not committed is not free yet. */
 	if (pool_is_dirty(pool))
 		r = pool_commit_now(pool);

@@ -152,7 +152,7 @@ int pool_extend(struct pool *pool, struct pool_command *cmd)
 	int r = pool_check_writable(pool);
 
 	if (r)
-		return fail(cmd, r, "the pool is read-only");
+		return pool_refuse_command(pool, cmd, r);
 	r = check_sizes(pool, cmd);
 	if (!r)
 		r = extend_metadata(pool, cmd);

@@ -22,6 +22,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <sched.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "util/clock.h"
@@ -45,17 +46,19 @@ void volume_io_init(struct volume *v, struct pool *pool, struct thin_device *td,
 	v->td = td;
 	v->id = thin_device_id(td);
 	v->size_bytes = size_bytes;
-	v->size_dirty = false;
+	v->size_dirty = v->size_uncommitted = v->lost_writes = false;
 	v->in_flight = 0;
 	v->gate_closed = 0;
 	lock_pool(&pool->lock);
 	STAILQ_INIT(&v->gated);
+	v->losses = (struct losses){ 0 };
 	unlock_pool(&pool->lock);
 }
 
-void volume_io_destroy(struct volume *v)
+TP_NO_TSA void volume_io_destroy(struct volume *v)
 {
 	TP_INVARIANT(v->in_flight == 0 && v->gate_closed == 0);
+	free(v->losses.told);
 }
 
 static void gate_leave(struct pool *pool, struct volume *v)
@@ -132,6 +135,7 @@ static struct segment *segment_get(struct pool *pool, struct request *req)
 	}
 	seg->request = req;
 	seg->wants_space = false;
+	seg->redo_offset = UINT64_MAX;
 	seg->misses = 0;
 	seg->nr_jobs = 0;
 	seg->result = 0;
@@ -181,28 +185,7 @@ static void segment_truncate(struct pool *pool, struct segment *seg, vblock_t en
 	wake_granted(pool, prison_shrink(pool->prison, &seg->cell, end));
 }
 
-static void segment_done_work(struct pool *pool, struct work *work)
-{
-	struct segment *seg = container_of(work, struct segment, work);
-
-	segment_finish(pool, seg, seg->result);
-}
-
-static void segment_io_done(struct io_request *io, int r)
-{
-	struct segment *seg = container_of(io, struct segment, io);
-	struct pool *pool = segment_volume(seg)->pool;
-
-	if (seg->q != pool->worker->q) {
-		segment_finish(pool, seg, r);
-	} else { /* W4 */
-		seg->result = r;
-		seg->work.run = segment_done_work;
-		worker_push(pool, &seg->work);
-	}
-}
-
-/* The segment has to change mappings: the worker does it, holding the cell for itself alone. */
+/* The segment needs the worker, which will hold the cell for it alone. */
 static void segment_make_exclusive(struct pool *pool, struct segment *seg)
 {
 	bool may_sleep = seg->request->may_sleep;
@@ -212,6 +195,43 @@ static void segment_make_exclusive(struct pool *pool, struct segment *seg)
 	seg->stage = STAGE_CELL;
 	stats_add(pool->stats, seg->q, STAT_DEFERRED, 1);
 	worker_defer(pool, &seg->work, may_sleep);
+}
+
+/*
+ * The data I/O is done.  An abort since the lookup may have taken back the mapping that a write
+ * relied on: then it is done once more, by what is mapped now.
+ */
+static void segment_end_io(struct pool *pool, struct segment *seg, int r)
+{
+	if (likely(seg->epoch == atomic_load(&pool->epoch)) ||
+	    request_io(seg->request)->op == POOL_READ || r) {
+		segment_finish(pool, seg, r);
+	} else {
+		seg->result = 0;
+		seg->work.run = segment_work_run;
+		segment_make_exclusive(pool, seg);
+	}
+}
+
+static void segment_done_work(struct pool *pool, struct work *work)
+{
+	struct segment *seg = container_of(work, struct segment, work);
+
+	segment_end_io(pool, seg, seg->result);
+}
+
+static void segment_io_done(struct io_request *io, int r)
+{
+	struct segment *seg = container_of(io, struct segment, io);
+	struct pool *pool = segment_volume(seg)->pool;
+
+	if (seg->q != pool->worker->q) {
+		segment_end_io(pool, seg, r);
+	} else { /* W4 */
+		seg->result = r;
+		seg->work.run = segment_done_work;
+		worker_push(pool, &seg->work);
+	}
 }
 
 static bool is_aligned(const struct pool *pool, uint64_t offset, uint64_t end, const void *buffer)
@@ -273,6 +293,7 @@ static bool segment_run(struct pool *pool, struct segment *seg, struct io_queue 
 		return true;
 	}
 	seg->stage = STAGE_HELD;
+	seg->epoch = atomic_load(&pool->epoch);
 	r = segment_find(pool, seg, q, seg->cell.begin, seg->cell.end - seg->cell.begin, &run);
 	if (r == -EINPROGRESS)
 		return false;
@@ -314,6 +335,7 @@ static int volume_grow(struct pool *pool, struct volume *v, uint64_t size_bytes)
 	if (r)
 		return r;
 	atomic_store(&v->size_dirty, true);
+	atomic_store(&v->size_uncommitted, true);
 	atomic_store(&pool->sizes_dirty, true);
 	atomic_store(&v->size_bytes, size_bytes);
 	return 0;
@@ -398,11 +420,12 @@ int segment_find(struct pool *pool, struct segment *seg, struct io_queue *q, vbl
 
 	while (seg->misses < MISSES_MAX) {
 		r = thin_try_find_run(td, vblock, max_blocks, ret_run, &missing);
-		if (likely(r != -EWOULDBLOCK)) {
+		if (likely(!r)) {
 			seg->misses = 0;
-			return r;
+			return 0;
 		}
-		if (missing == MBLOCK_NONE)
+		/* What has failed is for the worker to find again: it must be dealt with. */
+		if (r != -EWOULDBLOCK || missing == MBLOCK_NONE)
 			break;
 		seg->misses++;
 		stats_add(pool->stats, q, STAT_METADATA_MISSES, 1);
@@ -415,7 +438,10 @@ int segment_find(struct pool *pool, struct segment *seg, struct io_queue *q, vbl
 	}
 	if (worker) {
 		seg->misses = 0;
-		return thin_find_run(td, vblock, max_blocks, ret_run);
+		r = thin_find_run(td, vblock, max_blocks, ret_run);
+		if (unlikely(r == -ENODATA))
+			return -EIO; /* a volume that an abort has taken back */
+		return unlikely(r) ? pool_query_failed(pool, "look up a block", r) : 0;
 	}
 	stats_add(pool->stats, q, STAT_DEFERRED, 1);
 	worker_defer(pool, &seg->work, seg->request->may_sleep);
@@ -556,69 +582,6 @@ void request_carve(struct pool *pool, struct request *req, struct io_queue *q)
 			return;
 	}
 	request_put(pool, req);
-}
-
-/* ------------------------------------------------------------------ flush */
-
-static void flush_done_work(struct pool *pool, struct work *work)
-{
-	request_end(pool, container_of(work, struct request, work));
-}
-
-static void flush_done(struct io_request *io, int r)
-{
-	struct request *req = container_of(io, struct request, first.io);
-	struct pool *pool = request_io(req)->volume->pool;
-
-	if (r < 0)
-		request_fail(req, r);
-	req->flushed = true;
-	if (!on_worker(pool)) {
-		request_end(pool, req);
-	} else { /* W4 */
-		req->work.run = flush_done_work;
-		worker_push(pool, &req->work);
-	}
-}
-
-/* No mapping has changed: the data device's cache is all there is. */
-void request_flush_data(struct pool *pool, struct request *req, struct io_queue *q)
-{
-	struct io_request *io = &req->first.io;
-
-	io->device = pool->data;
-	io->op = IO_FLUSH;
-	io->offset = io->length = 0;
-	io->iov = NULL;
-	io->nr_iov = 0;
-	io->done = flush_done;
-	io_queue_submit(q, io);
-}
-
-static void flush_work(struct pool *pool, struct work *work)
-{
-	struct request *req = container_of(work, struct request, work);
-
-	STAILQ_INSERT_TAIL(&pool->worker->flushes, req, link);
-}
-
-void request_flush(struct pool *pool, struct request *req, struct io_queue *q)
-{
-	struct volume *v = request_io(req)->volume;
-
-	if (unlikely(thin_device_aborted_changes(v->td))) {
-		request_fail(req, -EIO);
-		req->flushed = true;
-		request_end(pool, req);
-	} else if (pool->options.read_only) {
-		req->flushed = true;
-		request_end(pool, req);
-	} else if (thin_device_changed(v->td) || atomic_load(&v->size_dirty)) {
-		req->work.run = flush_work;
-		worker_defer(pool, &req->work, req->may_sleep);
-	} else {
-		request_flush_data(pool, req, q);
-	}
 }
 
 /* ------------------------------------------------------------------ seek */

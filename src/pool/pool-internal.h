@@ -35,6 +35,7 @@ struct pool {
 	/* Constant while the pool is open. */
 	struct io_device *metadata, *data;
 	bool owns_devices;
+	char *directory;       /* POOLDIR, for messages; NULL: not known */
 	bool opened_read_only; /* by option, or because the metadata needs a check */
 	struct thin_metadata *tmd;
 	uint32_t block_size; /* bytes */
@@ -62,11 +63,14 @@ struct pool {
 	struct pool_options wanted TP_GUARDED_BY(lc_pool);   /* of pool_configure() */
 	atomic_bool is_wanted;                               /* the worker has to take it over */
 	struct command_list commands TP_GUARDED_BY(lc_pool); /* waiting for the worker */
-	char reason[256] TP_GUARDED_BY(lc_pool);
+	char reason[POOL_REASON_MAX] TP_GUARDED_BY(lc_pool);
 	struct thin_metadata_info info TP_GUARDED_BY(lc_pool); /* as of the last commit or pass */
 	unsigned waiting_space TP_GUARDED_BY(lc_pool);         /* likewise */
 
 	_Atomic enum pool_mode mode; /* changed by the worker, under LC_pool */
+	_Atomic uint64_t epoch;      /* aborts so far (failure.c); changed by the worker */
+	_Atomic uint64_t longest_abort_usec;
+	_Atomic uint32_t next_handle;
 	struct log_limit mode_log[POOL_MODE_FAIL + 1];
 	atomic_bool needs_check;
 	atomic_bool data_is_low, metadata_is_low; /* changed by the worker (low-water.c) */
@@ -82,6 +86,14 @@ struct pool {
 	atomic_bool has_catalog;
 };
 
+/* Writes were lost: which handles have been told of it.  LC_pool. */
+struct losses {
+	bool anybody_told;
+	uint32_t first_later; /* handles from here on were opened when somebody had been told */
+	uint32_t *told;       /* of the others */
+	unsigned nr_told, capacity;
+};
+
 struct volume {
 	/* The I/O half reads these; they stay valid while anybody refers to the volume. */
 	struct pool *pool;
@@ -91,9 +103,12 @@ struct volume {
 	atomic_bool read_only;       /* refuses writes with -EROFS */
 	/*
 	 * A write has made the volume larger than its catalog record says: set by the I/O half
-	 * (with pool->sizes_dirty), cleared by volumes_before_commit().
+	 * (with size_uncommitted and pool->sizes_dirty), cleared by volumes_before_commit().
 	 */
 	atomic_bool size_dirty;
+	atomic_bool size_uncommitted; /* until the commit that has the record is done */
+	atomic_bool lost_writes;      /* see volume_lose_writes() */
+	struct losses losses TP_GUARDED_BY(lc_pool);
 
 	/* The I/O half's own: the gate (map.c). */
 	_Alignas(64) atomic_uint in_flight;               /* segments of requests past the gate */
@@ -154,6 +169,20 @@ int pool_commit_now(struct pool *pool) TP_TAKES(throttle) TP_MUST_CHECK;
  * commit.  Returns what to tell the client: -EIO.
  */
 int pool_metadata_failed(struct pool *pool, const char *what, int r) TP_TAKES(throttle);
+
+/* The same for a call that changes nothing; that it found no memory (-ENOMEM) is no failure. */
+int pool_query_failed(struct pool *pool, const char *what, int r) TP_TAKES(throttle);
+
+/*
+ * Worker only, after an abort.  Writes to the volume that were acknowledged are gone: its handles
+ * will be told, as pool.h says.
+ */
+void volume_lose_writes(struct volume *v) TP_TAKES(pool);
+
+/* @r of pool_check_writable(), told with what to do about it. */
+int pool_refuse_command(struct pool *pool, struct pool_command *cmd, int r);
+/* What to do about a pool that needs a check, in words. */
+void pool_describe_remedy(const struct pool *pool, char *text, size_t size);
 
 /*
  * 0, or why metadata may not be changed now: -EROFS, -EIO (failed while in service).
@@ -226,7 +255,7 @@ void volumes_after_commit(struct pool *pool) TP_TAKES(catalog);
 void volumes_after_abort(struct pool *pool) TP_TAKES(catalog);
 
 /* Worker only.  Have the answer of a command ready that pool_run_commands() has left open. */
-void pool_answer_command(struct pool *pool, struct pool_command *cmd, int r);
+void pool_answer_command(struct pool *pool, struct pool_command *cmd, int r) TP_TAKES(meta_root);
 
 /* For status.  Takes LC_catalog for a moment. */
 void volumes_get_totals(struct pool *pool, unsigned *ret_nr, uint64_t *ret_virtual_bytes)

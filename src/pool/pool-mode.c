@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * pool-mode.c - what a pool can still do: modes, failures of metadata, lack of space
+ * pool-mode.c - what a pool can still do: modes, lack of space
  *
  * Worker only, but for the predicates.
  *
@@ -60,6 +60,19 @@ void pool_event(struct pool *pool, enum pool_event_kind kind, thin_id_t id, cons
 		pool->options.event(pool->options.event_ctx, &ev);
 }
 
+/* The one line that tells it all. */
+static void log_failure(struct pool *pool, enum pool_mode mode, const char *reason)
+{
+	char remedy[POOL_REASON_MAX];
+
+	pool_describe_remedy(pool, remedy, sizeof(remedy));
+	log_err("%s; the pool is %s: %s", reason,
+		mode == POOL_MODE_FAIL
+			? "out of service, as its committed state could not be read again"
+			: "back at its committed state and read-only",
+		remedy);
+}
+
 void pool_set_mode(struct pool *pool, enum pool_mode mode, const char *reason)
 {
 	enum pool_mode old = pool->mode;
@@ -75,9 +88,7 @@ void pool_set_mode(struct pool *pool, enum pool_mode mode, const char *reason)
 		log_line_limited(&pool->mode_log[mode], LOG_LEVEL_INFO, LOG_MODULE,
 				 "there is space again, the pool is writable");
 	else if (mode >= POOL_MODE_READ_ONLY)
-		log_err("%s, the pool is now %s", reason,
-			mode == POOL_MODE_FAIL ? "out of service until it is reopened"
-					       : "read-only until it is checked and reopened");
+		log_failure(pool, mode, reason);
 	else
 		log_line_limited(&pool->mode_log[mode], LOG_LEVEL_WARN, LOG_MODULE, "%s", reason);
 	pool_event(pool, POOL_EVENT_MODE, 0, NULL);
@@ -121,7 +132,8 @@ static void adjust_mode(struct pool *pool, const struct thin_metadata_info *info
 			      "until something is deleted or discarded, or metadata is extended");
 	} else if ((committed && mode == POOL_MODE_OUT_OF_METADATA_SPACE) ||
 		   (mode == POOL_MODE_OUT_OF_DATA_SPACE && info->nr_data_free)) {
-		low_space_restart(pool);
+		pool->worker->no_space_deadline_usec = UINT64_MAX;
+		pool->worker->no_space_expired = false;
 		pool_set_mode(pool, POOL_MODE_WRITE, "");
 		low_space_retry(pool);
 	}
@@ -141,7 +153,7 @@ void pool_refresh_info(struct pool *pool, bool committed)
 	pool->info = info;
 	pool->waiting_space = waiting;
 	unlock_pool(&pool->lock);
-	atomic_store(&pool->needs_check, info.needs_check);
+	atomic_store(&pool->needs_check, info.needs_check || info.failed || failure_due(pool));
 	adjust_mode(pool, &info, committed);
 	low_water_check(pool, &info);
 }
@@ -156,7 +168,7 @@ void low_space_park(struct pool *pool, struct segment *seg)
 }
 
 /* They have left gate and cell already. */
-static void low_space_fail(struct pool *pool, int r)
+void low_space_fail(struct pool *pool, int r)
 {
 	struct segment_list list = STAILQ_HEAD_INITIALIZER(list);
 	struct segment *seg;
@@ -243,44 +255,4 @@ void low_space_run(struct pool *pool)
 	} else if (!passdown_busy(pool)) {
 		out_of_data_space(pool);
 	}
-}
-
-/* ------------------------------------------------------------------ failure */
-
-int pool_metadata_failed(struct pool *pool, const char *what, int r)
-{
-	struct worker *w = pool->worker;
-	char reason[sizeof(pool->reason)];
-	enum pool_mode mode = POOL_MODE_READ_ONLY;
-	int r2;
-
-	tp_lock_assert_answers();
-	if (pool->mode >= POOL_MODE_READ_ONLY)
-		return -EIO; /* what follows from the first failure */
-	stats_add(pool->stats, w, STAT_ABORTS, 1);
-	snprintf(reason, sizeof(reason), "cannot %s: %s", what, strerror(-r));
-	log_err("%s, the transaction is thrown away", reason);
-
-	w->epoch++;
-	w->stash_full = false;
-	passdown_drop(pool);
-	r2 = thin_metadata_abort(pool->tmd);
-	if (r2) {
-		log_err("the metadata cannot be read again: %s", strerror(-r2));
-		mode = POOL_MODE_FAIL;
-	} else {
-		r2 = thin_metadata_set_needs_check(pool->tmd);
-		if (r2)
-			log_err("NEEDS_CHECK could not be stored: %s; check the pool before it is "
-				"used again",
-				strerror(-r2));
-		thin_metadata_set_read_only(pool->tmd);
-	}
-	pool_set_mode(pool, mode, reason);
-	pool_refresh_info(pool, false);
-	atomic_store(&pool->needs_check, true);
-	volumes_after_abort(pool);
-	atomic_store(&pool->sizes_dirty, false);
-	low_space_fail(pool, -EIO);
-	return -EIO;
 }

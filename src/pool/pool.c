@@ -15,6 +15,7 @@
 
 #include "pool/request.h"
 #include "thinpoold/disk-format.h"
+#include "util/clock.h"
 #include "util/log.h"
 
 #define ZONE_BYTES (UINT64_C(4) << 20) /* of the prison: several of the largest requests */
@@ -34,6 +35,19 @@ static int open_device(const char *what, const char *path, unsigned flags,
 	return 0;
 }
 
+/* NULL: it is not known, which is no harm. */
+static char *directory_of(const char *metadata_path)
+{
+	const char *slash = strrchr(metadata_path, '/');
+	char *directory = slash && slash > metadata_path
+				  ? strndup(metadata_path, (size_t)(slash - metadata_path))
+				  : NULL;
+	char *absolute = directory ? realpath(directory, NULL) : NULL;
+
+	free(directory);
+	return absolute;
+}
+
 static int open_devices(struct pool *pool, const struct pool_options *options,
 			struct tp_error *error)
 {
@@ -41,12 +55,7 @@ static int open_devices(struct pool *pool, const struct pool_options *options,
 	int r;
 
 	pool->owns_devices = true;
-	if (io_device_is_same(options->metadata_path, options->data_path))
-		return tp_error(
-			error, -EINVAL,
-			"metadata \"%s\" and data \"%s\" are the same file or device: one of "
-			"the two is a wrong link",
-			options->metadata_path, options->data_path);
+	pool->directory = directory_of(options->metadata_path);
 	r = open_device("metadata", options->metadata_path, flags, &pool->metadata, error);
 	if (!r)
 		r = open_device("data", options->data_path, flags, &pool->data, error);
@@ -83,6 +92,7 @@ TP_NO_TSA static int open_metadata(struct pool *pool, struct tp_error *error)
 		.data = pool->data,
 	};
 	struct thin_metadata_info info;
+	char remedy[POOL_REASON_MAX];
 	int r = thin_metadata_open(pool->metadata, &options, &pool->tmd, error);
 
 	if (r)
@@ -96,13 +106,16 @@ TP_NO_TSA static int open_metadata(struct pool *pool, struct tp_error *error)
 		pool->opened_read_only = true;
 		pool->mode = POOL_MODE_READ_ONLY;
 		snprintf(pool->reason, sizeof(pool->reason), "%s",
-			 info.needs_check ? "the metadata needs a check" : "opened read-only");
+			 info.needs_check ? "the metadata needs a check (NEEDS_CHECK is set)"
+					  : "opened read-only");
 		thin_metadata_set_read_only(pool->tmd);
 	}
-	if (info.needs_check)
+	if (info.needs_check) {
+		pool_describe_remedy(pool, remedy, sizeof(remedy));
 		log_warn("the metadata needs a check (NEEDS_CHECK is set), the pool is read-only: "
-			 "stop the daemon, run \"thinpoolctl check\", then \"thin_check "
-			 "--clear-needs-check-flag\"");
+			 "%s",
+			 remedy);
+	}
 	return set_geometry(pool, &info, error);
 }
 
@@ -126,6 +139,8 @@ TP_NO_TSA static struct pool *pool_alloc(const struct pool_options *options)
 	tp_lock_init(&pool->catalog_lock, LC_catalog, LOCK_KIND_RW);
 	STAILQ_INIT(&pool->commands);
 	pool->mode = POOL_MODE_WRITE;
+	/* Not where a predecessor began, whose handles may be open still. */
+	pool->next_handle = (uint32_t)(time_monotonic_usec() * UINT64_C(0x9e3779b97f4a7c15) >> 32);
 	return pool;
 }
 
@@ -195,6 +210,7 @@ int pool_close(struct pool *pool)
 	tp_lock_destroy(&pool->catalog_lock);
 	tp_lock_destroy(&pool->lock);
 	tp_lock_destroy(&pool->throttle);
+	free(pool->directory);
 	free(pool->stats);
 	free(pool);
 	return r;
@@ -271,6 +287,9 @@ void pool_get_status(struct pool *pool, struct pool_status *ret_status)
 	unlock_pool(&pool->lock);
 
 	s.needs_check = pool->needs_check;
+	if (s.needs_check)
+		pool_describe_remedy(pool, s.remedy, sizeof(s.remedy));
+	s.longest_abort_usec = pool->longest_abort_usec;
 	s.has_catalog = pool->has_catalog;
 	s.read_only = pool->options.read_only;
 	s.transaction_id = info.transaction_id;

@@ -123,6 +123,29 @@ uint64_t volume_size(const struct volume *v); /* lock-free */
 int volume_open(struct volume *v, bool for_writing) TP_TAKES(catalog) TP_MUST_CHECK;
 void volume_close(struct volume *v);
 
+/*
+ * Writes that were acknowledged can be lost all the same, when the transaction that maps their
+ * blocks has to be thrown away.  Who is told of it, and when, follows the rule that the kernel has
+ * for errors of write-back (errseq_t):
+ *
+ *   - a flush with a handle that was open when the writes were lost fails with -EIO, once;
+ *   - so does the first one with a handle that was opened later, as long as nobody had been told
+ *     when it was opened: closing a file and opening it again hides nothing;
+ *   - a handle opened after somebody has been told starts clean;
+ *   - a durable write (struct pool_io) ends with a flush, which counts;
+ *   - a flush that fails because it waited for the commit that failed has told its handle;
+ *   - handles of volumes that have lost nothing are told nothing.
+ *
+ * volume_handle() gives a number to a handle that has just been opened; with pool_io.handle
+ * it says who asks.  POOL_NO_HANDLE is for requests that have none: they are one handle together,
+ * which is open all the time.  A number that this pool has not given out (it comes from the
+ * predecessor of a daemon that was replaced) counts as opened before everything.
+ * volume_forget_handle() goes before volume_close().
+ */
+#define POOL_NO_HANDLE UINT32_C(0)
+uint32_t volume_handle(struct volume *v);
+void volume_forget_handle(struct volume *v, uint32_t handle) TP_TAKES(pool);
+
 /* The visible volume with the smallest id >= @from.  -ENODATA: none. */
 int pool_volume_next(struct pool *pool, thin_id_t from, struct volume_info *ret_info)
 	TP_TAKES(catalog) TP_MUST_CHECK;
@@ -147,7 +170,8 @@ enum pool_io_op {
  */
 struct pool_io {
 	enum pool_io_op op;
-	bool durable; /* write, punch, zero: durable before it is acknowledged (O_DSYNC) */
+	bool durable;    /* write, punch, zero: durable before it is acknowledged (O_DSYNC) */
+	uint32_t handle; /* flush, or durable: whose; see volume_handle() */
 	struct volume *volume;
 	uint64_t offset, length; /* bytes */
 	void *buffer;            /* read, write */
@@ -240,13 +264,12 @@ int pool_command_run(struct pool *pool, struct pool_command *cmd)
 
 /* ---- status ---- */
 
-/* Ordered from good to bad; what each allows is said in pool-mode.c. */
-enum pool_mode {
-	POOL_MODE_WRITE,
-	POOL_MODE_OUT_OF_DATA_SPACE,
-	POOL_MODE_OUT_OF_METADATA_SPACE,
-	POOL_MODE_READ_ONLY,
-	POOL_MODE_FAIL,
+enum pool_mode { /* ordered from good to bad: semantics.md §10 */
+		 POOL_MODE_WRITE,
+		 POOL_MODE_OUT_OF_DATA_SPACE,
+		 POOL_MODE_OUT_OF_METADATA_SPACE,
+		 POOL_MODE_READ_ONLY,
+		 POOL_MODE_FAIL,
 };
 
 /* "rw", "out_of_data_space", "ro" (also out of metadata space), "fail" */
@@ -262,9 +285,12 @@ struct pool_stats {                                /* since the pool was opened 
 	uint64_t throttles, throttle_usec; /* passes that made new work wait, and for how long */
 };
 
+#define POOL_REASON_MAX 768
+
 struct pool_status {
 	enum pool_mode mode;
-	char reason[256]; /* why the mode is not rw; "" if it is */
+	char reason[POOL_REASON_MAX]; /* why the mode is not rw; "" if it is */
+	char remedy[POOL_REASON_MAX]; /* needs_check: what to do about it; else "" */
 	bool needs_check, has_catalog, read_only;
 	uint32_t block_size; /* bytes */
 	uint64_t transaction_id;
@@ -285,10 +311,11 @@ struct pool_status {
 	uint64_t cache_shrunk;          /* buffers given back when memory was short */
 	uint64_t longest_throttle_usec; /* of stats.throttle_usec */
 	/* How many wait now, and for what. */
-	uint64_t in_flight;        /* requests of front ends that are not answered yet */
-	unsigned waiting_worker;   /* of these or their parts: deferred to the worker */
-	unsigned waiting_space;    /* parts that found no free data block */
-	unsigned waiting_commands; /* changes to the set of volumes */
+	uint64_t in_flight;          /* requests of front ends that are not answered yet */
+	unsigned waiting_worker;     /* of these or their parts: deferred to the worker */
+	unsigned waiting_space;      /* parts that found no free data block */
+	unsigned waiting_commands;   /* changes to the set of volumes */
+	uint64_t longest_abort_usec; /* from the failure to read-only */
 	struct pool_stats stats;
 };
 void pool_get_status(struct pool *pool, struct pool_status *ret_status) TP_TAKES(catalog);

@@ -47,39 +47,36 @@ static struct job *job_new(struct pool *pool, struct segment *seg, vblock_t vblo
 	if (io->op == POOL_READ || io->op == POOL_WRITE)
 		job->data = (uint8_t *)io->buffer + (seg->offset - io->offset);
 	job->reads = job->insert = job->old_is_block = job->fill = false;
-	job->epoch = pool->worker->epoch;
+	job->epoch = pool->epoch;
 	seg->nr_jobs++;
 	seg->offset = end;
 	return job;
 }
 
-bool jobs_resume_waiters(struct pool *pool)
+void job_put(struct job *job)
 {
-	struct worker *w = pool->worker;
-	struct segment *waiter;
-	struct job *job;
-	bool any = false;
+	struct worker *w = job->pool->worker;
+	struct segment *waiter = STAILQ_FIRST(&w->job_waiters);
 
-	STAILQ_FOREACH(job, &w->free_jobs, link)
-	{
-		waiter = STAILQ_FIRST(&w->job_waiters);
-		if (!waiter)
-			break;
+	STAILQ_INSERT_HEAD(&w->free_jobs, job, link);
+	if (waiter) {
 		STAILQ_REMOVE_HEAD(&w->job_waiters, link);
-		STAILQ_INSERT_TAIL(&w->todo, waiter, link);
-		any = true;
+		worker_push(job->pool, &waiter->work);
 	}
-	return any;
 }
 
 static void segment_part_done(struct pool *pool, struct segment *seg)
 {
 	if (--seg->nr_jobs)
 		return;
-	if (seg->wants_space && !seg->result && seg->request->past_gate)
-		segment_finish(pool, seg,
-			       -ENOSPC); /* the worker waits for it: it cannot wait too */
-	else if (seg->wants_space && !seg->result)
+	if (unlikely(seg->redo_offset != UINT64_MAX) && !seg->result) {
+		seg->offset = seg->redo_offset;
+		seg->redo_offset = UINT64_MAX;
+		seg->wants_space = false;
+		worker_push(pool, &seg->work);
+		return;
+	}
+	if (seg->wants_space && !seg->result)
 		low_space_park(pool, seg);
 	else
 		segment_finish(pool, seg, seg->result);
@@ -314,17 +311,19 @@ static void job_finish(struct pool *pool, struct job *job)
 	int r = job->result;
 
 	if (job->insert && !r)
-		r = job->epoch == pool->worker->epoch ? pool_check_space(pool) : -EIO;
-	if (job->insert && job->epoch != pool->worker->epoch)
+		r = job->epoch == pool->epoch ? pool_check_space(pool) : -EIO;
+	if (job->insert && job->epoch != pool->epoch)
 		; /* the abort has forgotten the reservation */
 	else if (job->insert && r)
 		thin_metadata_unreserve_data_blocks(pool->tmd, job->dblock,
 						    job->dblock + job->nr_blocks);
 	else if (job->insert)
 		r = map_blocks(pool, job);
+	else if (!r && !job->reads && job->epoch != pool->epoch)
+		seg->redo_offset = MIN(seg->redo_offset, job->begin); /* as segment_end_io() does */
 	if (r && !seg->result)
 		seg->result = r;
-	STAILQ_INSERT_HEAD(&pool->worker->free_jobs, job, link);
+	job_put(job);
 	segment_part_done(pool, seg);
 }
 

@@ -46,8 +46,10 @@ struct segment {
 	enum segment_stage stage;
 	bool exclusive; /* independent of the carving; see above */
 	bool wants_space;
-	uint8_t misses;   /* of the metadata cache, in a row */
-	unsigned nr_jobs; /* plus 1 while more may be started; worker only */
+	uint64_t epoch;       /* of the lookup that the data I/O relies on */
+	uint64_t redo_offset; /* from here on once more, as an abort came between; UINT64_MAX: no */
+	uint8_t misses;       /* of the metadata cache, in a row */
+	unsigned nr_jobs;     /* plus 1 while more may be started; worker only */
 	int result;
 	struct io_queue *q; /* of the thread that runs it */
 	pthread_t owner;
@@ -110,7 +112,7 @@ struct job {
 	bool old_is_block;   /* bytes outside [begin, end) are those of block @old, else zeros */
 	bool fill;           /* new blocks: they must be made so */
 	dblock_t old;
-	uint64_t epoch; /* reservations do not survive an abort */
+	uint64_t epoch; /* reservations and lookups do not survive an abort */
 
 	/* job.c */
 	unsigned pending;
@@ -175,9 +177,9 @@ struct worker {
 	_Atomic uint64_t longest_throttle_usec; /* changed by the worker alone */
 	uint64_t pass_began_usec;
 
-	uint64_t epoch; /* aborts so far */
 	uint64_t last_commit_usec;
-	bool stash_full; /* a reserved block that did not follow the one before it */
+	uint64_t needs_check_due_usec; /* NEEDS_CHECK is to be stored then; UINT64_MAX: no */
+	bool stash_full;               /* a reserved block that did not follow the one before it */
 	dblock_t stash;
 
 	/* provision.c */
@@ -227,6 +229,8 @@ void worker_destroy(struct pool *pool);
  */
 void worker_push(struct pool *pool, struct work *work);
 void worker_defer(struct pool *pool, struct work *work, bool may_sleep) TP_TAKES(throttle);
+/* Any thread.  Make acknowledged writes of the volume durable. */
+void request_flush(struct pool *pool, struct request *req, struct io_queue *q) TP_TAKES(throttle);
 /* Worker only: a request has ended and will be answered. */
 void worker_finish(struct pool *pool, struct request *req);
 /* Worker only.  Commit what has changed, if anything has; who waits for it is told. */
@@ -255,9 +259,6 @@ void request_fail(struct request *req, int r);
 void request_answer(struct request *req);
 /* It is over: flush if it must be durable, then answer. */
 void request_end(struct pool *pool, struct request *req) TP_TAKES(throttle);
-/* Make acknowledged writes of the volume durable. */
-void request_flush(struct pool *pool, struct request *req, struct io_queue *q) TP_TAKES(throttle);
-void request_flush_data(struct pool *pool, struct request *req, struct io_queue *q);
 
 /* Worker only.  Go on with a segment that waited. */
 void segment_resume(struct pool *pool, struct segment *seg) TP_TAKES(throttle);
@@ -281,21 +282,18 @@ void exclusive_segment_run(struct pool *pool, struct segment *seg) TP_TAKES(thro
 void unaligned_read_run(struct pool *pool, struct segment *seg);
 /* A job's data has been moved: map its blocks, end it. */
 void jobs_finish_prepared(struct pool *pool) TP_TAKES(throttle);
-/*
- * Put as many of those that wait for a job on the todo list as there are free jobs.  Not all of
- * them will need one after all.  Were there any?
- */
-bool jobs_resume_waiters(struct pool *pool);
 void release_stash(struct pool *pool) TP_TAKES(meta_root);
+/* Free a job and go on with what waited for one. */
+void job_put(struct job *job);
 
 /* ---- discard.c (worker only) ---- */
 
-/* Move the request's position past what a punch or an allocation has nothing to do with. */
+/* Skip what a punch or an allocation has nothing to do with; true: it is all done. */
 void range_request_skip(struct pool *pool, struct request *req) TP_TAKES(bufio);
 int unmap_blocks(struct pool *pool, struct segment *seg, vblock_t begin, vblock_t end)
 	TP_TAKES(throttle) TP_MUST_CHECK;
 void passdown_collect(struct pool *pool) TP_TAKES(meta_root);
-void passdown_run(struct pool *pool) TP_TAKES(pool);
+void passdown_run(struct pool *pool) TP_TAKES(throttle);
 bool passdown_busy(const struct pool *pool);
 /* Free blocks that cannot be allocated before they are punched. */
 uint64_t passdown_blocks(const struct pool *pool);
@@ -312,10 +310,20 @@ void pool_set_mode(struct pool *pool, enum pool_mode mode, const char *reason) T
 void pool_refresh_info(struct pool *pool, bool committed) TP_TAKES(pool);
 /* Segments that found no free block: commit and look again, wait, or fail. */
 void low_space_park(struct pool *pool, struct segment *seg) TP_TAKES(prison);
+void low_space_fail(struct pool *pool, int r) TP_TAKES(throttle);
 void low_space_run(struct pool *pool) TP_TAKES(throttle);
 void low_space_retry(struct pool *pool);
 void low_space_restart(struct pool *pool);
 uint64_t low_space_deadline(const struct pool *pool);
+
+/* ---- failure.c (worker only) ---- */
+
+/* Is NEEDS_CHECK still to be stored? */
+bool failure_due(const struct pool *pool);
+/* Store it if it is, and it is time or @now. */
+void failure_retry(struct pool *pool, bool now) TP_TAKES(meta_root);
+/* 0, or -EIO for a handle that has to be told of lost writes and was not; see pool.h. */
+int volume_take_loss(struct volume *v, uint32_t handle) TP_TAKES(pool) TP_MUST_CHECK;
 
 /* ---- low-water.c ---- */
 

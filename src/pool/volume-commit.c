@@ -11,7 +11,6 @@
 #define LOG_MODULE "pool"
 #include "pool/volume.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,32 +31,19 @@ static int put_size(struct pool *pool, struct volume *v)
 		return 0;
 	}
 	/* A size, unlike a name, can go with an earlier commit than its neighbours' do. */
-	r = catalog_check_room(pool->catalog, &v->id, 1);
-	if (r == -EAGAIN) {
+	if (catalog_needs_commit(pool->catalog, v->id)) {
 		r = thin_metadata_commit(pool->tmd);
 		if (r)
 			return r;
 		volumes_after_commit(pool);
-		r = catalog_check_room(pool->catalog, &v->id, 1);
 	}
-	if ((r == -EAGAIN || r == -ENOSPC) && !v->entry.has_record) {
-		log_warn("no data block is free for the record of volume %u: its size is what is "
-			 "mapped, when the pool is opened again",
-			 v->id);
-		atomic_store(&v->size_dirty, false);
-		return 0;
-	}
-	if (r)
-		return r;
 	/* Before the size is read: a write that comes later sets it again. */
 	atomic_store(&v->size_dirty, false);
 	volume_make_record(v, &rec);
 	r = catalog_put(pool->catalog, &rec);
-	if (r)
-		return r;
-	v->entry.has_record = true;
-	volume_touch(v);
-	return 0;
+	if (!r)
+		volume_touch(v);
+	return r;
 }
 
 static bool has_device(const struct volume *v)
@@ -94,6 +80,8 @@ void volumes_after_commit(struct pool *pool)
 		STAILQ_REMOVE_HEAD(&t->touched, entry.touched_link);
 		v->entry.touched = false;
 		v->entry.is_committed = v->entry.state != VOLUME_DELETED;
+		if (!atomic_load(&v->size_dirty))
+			atomic_store(&v->size_uncommitted, false);
 		volume_make_record(v, &v->entry.committed);
 	}
 	while ((v = TAILQ_FIRST(deleted))) {
@@ -130,15 +118,14 @@ static bool reopen_device(struct pool *pool, struct volume *v) TP_TAKES(meta_roo
 	int r = thin_device_open(pool->tmd, v->id, &v->td);
 
 	if (r)
-		log_err("volume %u cannot be opened again after the abort: %s", v->id,
-			strerror(-r));
+		log_err("volume %u cannot be opened again after the abort: error %d", v->id, -r);
 	return r == 0;
 }
 
-static TP_REQUIRES(lc_catalog) void restore(struct pool *pool, struct volume *v) TP_TAKES(meta_root)
+static TP_REQUIRES(lc_catalog) void restore(struct pool *pool, struct volume *v) TP_TAKES(pool)
 {
 	struct volume_entry *e = &v->entry;
-	bool was_live = e->state == VOLUME_LIVE;
+	bool was_live = e->state == VOLUME_LIVE, loses;
 
 	e->touched = false;
 	e->remove_next = 0;
@@ -146,9 +133,11 @@ static TP_REQUIRES(lc_catalog) void restore(struct pool *pool, struct volume *v)
 		return;
 	if (!e->is_committed || (e->state == VOLUME_DELETED && !reopen_device(pool, v))) {
 		volume_set_state(pool, v, VOLUME_GONE);
+		volume_lose_writes(v);
 		return;
 	}
 
+	loses = thin_device_aborted_changes(v->td) || atomic_load(&v->size_uncommitted);
 	atomic_store(&v->size_dirty, false);
 	if (volume_size(v) != e->committed.size_bytes) {
 		atomic_store(&v->size_bytes, e->committed.size_bytes);
@@ -162,8 +151,11 @@ static TP_REQUIRES(lc_catalog) void restore(struct pool *pool, struct volume *v)
 		if (!was_unlinked(v))
 			volumes_queue_event(pool, POOL_EVENT_VOLUME_ADDED, v->id, e->now.name);
 	}
-	if (thin_device_aborted_changes(v->td))
+	if (loses) {
+		volume_lose_writes(v);
 		volumes_queue_event(pool, POOL_EVENT_VOLUME_CONTENT, v->id, e->now.name);
+	}
+	atomic_store(&v->size_uncommitted, false);
 }
 
 void volumes_after_abort(struct pool *pool)

@@ -32,7 +32,7 @@
 #include "util/clock.h"
 #include "util/log.h"
 
-/* A pass that takes longer makes new work wait: what is queued has a limit, too. */
+/* A pass that takes longer makes new work wait (semantics.md, throttle). */
 #define PASS_MAX_USEC USEC_PER_SEC
 #define NR_SPARE_SEGMENTS 1024
 /* Punches of what the last commits freed may delay closing so long. */
@@ -190,26 +190,16 @@ static void run_todo(struct pool *pool)
 	}
 }
 
-static bool has_free_segment(struct pool *pool)
-{
-	bool has;
-
-	lock_pool(&pool->lock);
-	has = !STAILQ_EMPTY(&pool->worker->free_segments);
-	unlock_pool(&pool->lock);
-	return has;
-}
-
-/* Whoever frees a segment looks at nr_starved afterwards, and wakes the worker. */
 static void run_starved(struct pool *pool)
 {
-	struct worker *w = pool->worker;
+	struct request_list list = STAILQ_HEAD_INITIALIZER(list);
 	struct request *req;
 
-	while ((req = STAILQ_FIRST(&w->starved)) && has_free_segment(pool)) {
-		STAILQ_REMOVE_HEAD(&w->starved, link);
-		atomic_fetch_sub(&w->nr_starved, 1);
-		request_carve(pool, req, w->q);
+	STAILQ_CONCAT(&list, &pool->worker->starved);
+	while ((req = STAILQ_FIRST(&list))) {
+		STAILQ_REMOVE_HEAD(&list, link);
+		atomic_fetch_sub(&pool->worker->nr_starved, 1);
+		request_carve(pool, req, pool->worker->q);
 	}
 }
 
@@ -226,11 +216,9 @@ void worker_pump(struct pool *pool)
 		worker_check_pass(pool);
 	}
 	jobs_finish_prepared(pool);
-	(void)jobs_resume_waiters(pool); /* none is as good as any: there is more to run */
-	do
-		run_todo(pool);
-	while (jobs_resume_waiters(pool));
-	run_starved(pool);
+	run_todo(pool);
+	if (!STAILQ_EMPTY(&w->starved))
+		run_starved(pool);
 	passdown_run(pool);
 	io_queue_kick(w->q);
 }
@@ -299,11 +287,11 @@ static bool volume_is_quiet(void *v)
 
 int pool_quiesce_volume(struct pool *pool, struct volume *v)
 {
-	uint64_t epoch = pool->worker->epoch;
+	uint64_t epoch = pool->epoch;
 
 	atomic_fetch_add(&v->gate_closed, 1);
 	worker_pump_until(pool, volume_is_quiet, v);
-	return pool->worker->epoch == epoch ? 0 : -EIO;
+	return pool->epoch == epoch ? 0 : -EIO;
 }
 
 void pool_resume_volume(struct pool *pool, struct volume *v)
@@ -319,6 +307,67 @@ void pool_resume_volume(struct pool *pool, struct volume *v)
 	while ((seg = STAILQ_FIRST(&list))) {
 		STAILQ_REMOVE_HEAD(&list, link);
 		worker_push(pool, &seg->work);
+	}
+}
+
+/* ------------------------------------------------------------------ flushes */
+
+static void flush_done_work(struct pool *pool, struct work *work)
+{
+	request_end(pool, container_of(work, struct request, work));
+}
+
+static void flush_done(struct io_request *io, int r)
+{
+	struct request *req = container_of(io, struct request, first.io);
+	struct pool *pool = request_io(req)->volume->pool;
+
+	if (r < 0)
+		request_fail(req, r);
+	req->flushed = true;
+	if (!on_worker(pool)) {
+		request_end(pool, req);
+	} else { /* W4 */
+		req->work.run = flush_done_work;
+		worker_push(pool, &req->work);
+	}
+}
+
+/* No mapping has changed: the data device's cache is all there is. */
+static void request_flush_data(struct pool *pool, struct request *req, struct io_queue *q)
+{
+	struct io_request *io = &req->first.io;
+
+	io->device = pool->data;
+	io->op = IO_FLUSH;
+	io->offset = io->length = 0;
+	io->iov = NULL;
+	io->nr_iov = 0;
+	io->done = flush_done;
+	io_queue_submit(q, io);
+}
+
+static void flush_work(struct pool *pool, struct work *work)
+{
+	struct request *req = container_of(work, struct request, work);
+
+	STAILQ_INSERT_TAIL(&pool->worker->flushes, req, link);
+}
+
+void request_flush(struct pool *pool, struct request *req, struct io_queue *q)
+{
+	struct volume *v = request_io(req)->volume;
+
+	if (pool->options.read_only) {
+		req->flushed = true;
+		request_end(pool, req);
+	} else if (thin_device_changed(v->td) || atomic_load(&v->size_uncommitted) ||
+		   unlikely(thin_device_aborted_changes(v->td) || atomic_load(&v->lost_writes))) {
+		/* The marks of loss after those of change: F2 of failure.c. */
+		req->work.run = flush_work;
+		worker_defer(pool, &req->work, req->may_sleep);
+	} else {
+		request_flush_data(pool, req, q);
 	}
 }
 
@@ -346,13 +395,16 @@ bool pool_is_dirty(struct pool *pool)
 	       (thin_metadata_changed(pool->tmd) || atomic_load(&pool->sizes_dirty));
 }
 
+/* @r: of the commit that they waited for. */
 static void answer_flushes(struct pool *pool, struct request_list *list, int r)
 {
 	struct request *req;
 
 	while ((req = STAILQ_FIRST(list))) {
+		struct pool_io *io = request_io(req);
+
 		STAILQ_REMOVE_HEAD(list, link);
-		if (r || thin_device_aborted_changes(request_io(req)->volume->td))
+		if (volume_take_loss(io->volume, io->handle) || r)
 			request_fail(req, -EIO);
 		req->flushed = true;
 		request_end(pool, req);
@@ -407,8 +459,10 @@ static void run_flushes(struct pool *pool)
 		return;
 	/* Committed between the request's look and ours, or read-only by now. */
 	while ((req = STAILQ_FIRST(&w->flushes))) {
+		struct pool_io *io = request_io(req);
+
 		STAILQ_REMOVE_HEAD(&w->flushes, link);
-		if (thin_device_aborted_changes(request_io(req)->volume->td)) {
+		if (volume_take_loss(io->volume, io->handle)) {
 			request_fail(req, -EIO);
 			req->flushed = true;
 			request_end(pool, req);
@@ -439,6 +493,7 @@ static void worker_pass(struct pool *pool) TP_TAKES(throttle)
 		commit_changes(pool);
 	passdown_run(pool); /* of what was committed just now */
 	release_stash(pool);
+	failure_retry(pool, false);
 	pool_refresh_info(pool, false);
 	throttle_end(pool);
 	unpark(pool);
@@ -454,6 +509,7 @@ static uint64_t next_timeout(struct pool *pool) TP_TAKES(meta_root)
 		due = w->last_commit_usec + pool->options.commit_interval_usec;
 		deadline = MIN(deadline, due);
 	}
+	deadline = MIN(deadline, pool->worker->needs_check_due_usec);
 	if (deadline == UINT64_MAX)
 		return UINT64_MAX;
 	return deadline > now ? deadline - now : 0;
@@ -475,6 +531,7 @@ static void drain(struct pool *pool) TP_TAKES(throttle)
 		if (io_queue_in_flight(w->q))
 			io_queue_run(w->q, CLOSE_PASSDOWN_USEC);
 	}
+	failure_retry(pool, true);
 	/* Writes in place need no commit, and nobody may have asked for a flush. */
 	r = pool->options.read_only ? 0 : io_device_flush(pool->data);
 	if (r)
@@ -541,7 +598,7 @@ TP_NO_TSA int worker_create(struct pool *pool)
 	STAILQ_INIT(&w->prepared);
 	STAILQ_INIT(&w->bounce_waiters);
 	STAILQ_INIT(&w->free_segments);
-	w->no_space_deadline_usec = UINT64_MAX;
+	w->no_space_deadline_usec = w->needs_check_due_usec = UINT64_MAX;
 	w->segments = calloc(NR_SPARE_SEGMENTS, sizeof(*w->segments));
 	if (!w->segments)
 		return -ENOMEM;

@@ -20,7 +20,6 @@ int thin_metadata_abort(struct thin_metadata *tmd)
 
 	lock_meta_root(&tmd->lock);
 	if (!tmd->fail_io) {
-		devices_mark_aborted(tmd);
 		/* All of these cache what the reset is about to forget. */
 		metadata_objects_destroy(tmd);
 		bm_reset(tmd->bm);

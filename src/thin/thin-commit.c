@@ -20,6 +20,7 @@
  */
 #include "thin/thin-internal.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "io/device.h"
@@ -60,8 +61,11 @@ static int write_superblock(struct thin_metadata *tmd) TP_TAKES(meta_root)
 
 	lock_meta_root(&tmd->lock);
 	r = superblock_set(tmd->bm, &tmd->scratch);
-	if (!r)
+	if (!r) {
+		memcpy(&tmd->published, &tmd->scratch, sizeof(tmd->published));
+		tmd->publishing = true;
 		tm_end_transaction(tmd->tm);
+	}
 	unlock_meta_root(&tmd->lock);
 	if (r)
 		return r;
@@ -93,6 +97,7 @@ int commit_to_disk(struct thin_metadata *tmd)
 	lock_meta_root(&tmd->lock);
 	memcpy(&tmd->committed, &tmd->scratch, sizeof(tmd->committed));
 	metadata_load_scalars(tmd);
+	tmd->publishing = false;
 	devices_committed(tmd);
 	unlock_meta_root(&tmd->lock);
 	return 0;
@@ -111,6 +116,7 @@ int thin_metadata_commit(struct thin_metadata *tmd)
 		return r;
 
 	r = tmd->data ? io_device_flush(tmd->data) : 0;
+	atomic_store(&tmd->data_flush_failed, r != 0);
 	if (!r)
 		r = commit_to_disk(tmd);
 	if (r) {
@@ -131,33 +137,83 @@ bool thin_metadata_changed(struct thin_metadata *tmd)
 	return changed;
 }
 
+/* The committed superblock with other flags; alone, as nothing else is dirty after an abort. */
+static int write_flags(struct thin_metadata *tmd, uint32_t flags) TP_REQUIRES(lc_meta_root)
+	TP_TAKES(bufio)
+{
+	struct thin_disk_superblock *sb = &tmd->scratch;
+	bool read_only = bm_is_read_only(tmd->bm);
+	int r;
+
+	memcpy(sb, &tmd->committed, sizeof(*sb));
+	sb->flags = le32_make(flags);
+	bm_set_read_only(tmd->bm, false);
+	r = superblock_set(tmd->bm, sb);
+	if (!r)
+		r = bm_flush(tmd->bm);
+	bm_set_read_only(tmd->bm, read_only);
+	if (!r)
+		tmd->committed.flags = sb->flags;
+	else
+		bm_forget(tmd->bm, THIN_SUPERBLOCK_LOCATION); /* dirty only while it is written */
+	return r;
+}
+
 /*
  * The superblock as it is on disk plus one bit is right at any time: it leads to nothing new.
  * Blocks of an open transaction that the flush writes along are free in the committed state.
  */
 int thin_metadata_set_needs_check(struct thin_metadata *tmd)
 {
-	struct thin_disk_superblock *sb = &tmd->scratch;
+	uint32_t flags;
 	int r = 0;
 
 	lock_meta_root(&tmd->lock);
+	flags = le32_get(tmd->committed.flags);
 	if (tmd->fail_io)
 		r = -EINVAL;
-	else if (le32_get(tmd->committed.flags) & THIN_NEEDS_CHECK_FLAG)
+	else if (flags & THIN_NEEDS_CHECK_FLAG)
 		; /* durable already */
-	else if (tmd->read_only)
+	else if (tmd->opened_read_only)
 		r = -EPERM;
-	else {
-		memcpy(sb, &tmd->committed, sizeof(*sb));
-		sb->flags = le32_make(le32_get(sb->flags) | THIN_NEEDS_CHECK_FLAG);
-		r = superblock_set(tmd->bm, sb);
-		if (!r)
-			r = bm_flush(tmd->bm);
-		if (!r)
-			tmd->committed.flags = sb->flags;
-	}
+	else
+		r = write_flags(tmd, flags | THIN_NEEDS_CHECK_FLAG);
 	unlock_meta_root(&tmd->lock);
 	return r;
+}
+
+/* Read and written past any cache: this is the only block that changes. */
+static int clear_flag(struct io_device *dev, struct thin_disk_superblock *sb,
+		      struct tp_error *error)
+{
+	uint32_t flags;
+	int r;
+
+	r = io_device_read(dev, sb, sizeof(*sb), THIN_SUPERBLOCK_LOCATION * METADATA_BLOCK_SIZE);
+	if (!r)
+		r = superblock_check(sb, io_device_size(dev) / METADATA_BLOCK_SIZE, false,
+				     io_device_name(dev), error);
+	if (r)
+		return r;
+	flags = le32_get(sb->flags);
+	if (!(flags & THIN_NEEDS_CHECK_FLAG))
+		return 0;
+	sb->flags = le32_make(flags & ~THIN_NEEDS_CHECK_FLAG);
+	sb->csum = le32_make(bm_checksum(sb, SUPERBLOCK_CSUM_XOR));
+	r = io_device_write(dev, sb, sizeof(*sb), THIN_SUPERBLOCK_LOCATION * METADATA_BLOCK_SIZE);
+	return r ? r : io_device_flush(dev);
+}
+
+int thin_metadata_clear_needs_check(struct io_device *dev, struct tp_error *error)
+{
+	struct thin_disk_superblock *sb = io_buffer_alloc(sizeof(*sb));
+	int r = sb ? clear_flag(dev, sb, error) : -ENOMEM;
+
+	free(sb);
+	if (r)
+		return tp_error(error, r, "cannot clear the needs_check flag of \"%s\": %s",
+				io_device_name(dev), tp_error_words(r));
+	return 0;
 }
 
 void thin_metadata_set_read_only(struct thin_metadata *tmd)

@@ -62,6 +62,8 @@ struct thin_metadata {
 	/* The superblock as it lies on disk; and room to read or prepare one without allocating. */
 	_Alignas(METADATA_BLOCK_SIZE) struct thin_disk_superblock committed;
 	_Alignas(METADATA_BLOCK_SIZE) struct thin_disk_superblock scratch;
+	/* What a commit has begun to write, while it is not known whether it got there. */
+	_Alignas(METADATA_BLOCK_SIZE) struct thin_disk_superblock published;
 
 	struct io_device *dev, *data; /* the caller's; @data may be NULL */
 	struct block_manager *bm;     /* made at open, destroyed at close, never replaced */
@@ -94,6 +96,9 @@ struct thin_metadata {
 
 	bool changed TP_GUARDED_BY(lc_meta_root);    /* a commit has something to write */
 	bool must_abort TP_GUARDED_BY(lc_meta_root); /* a change failed half-way */
+	bool publishing TP_GUARDED_BY(lc_meta_root); /* @published may be what is on disk */
+	bool landed TP_GUARDED_BY(lc_meta_root);     /* the last abort found that it is */
+	atomic_bool data_flush_failed;               /* the last commit failed so; for people */
 	bool fail_io TP_GUARDED_BY(lc_meta_root);
 	bool read_only TP_GUARDED_BY(lc_meta_root);
 
@@ -180,7 +185,7 @@ int devices_write_details(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root)
 	TP_TAKES(bufio) TP_MUST_CHECK;
 /* The transaction is durable: no record differs from the details tree. */
 void devices_committed(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root);
-/* Before an abort: remember who loses changes. */
+/* In an abort, before the marks go: remember who loses changes. */
 void devices_mark_aborted(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root);
 /* After it: read the records again. */
 int devices_reload(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root)

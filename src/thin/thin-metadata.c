@@ -20,6 +20,8 @@
 #include "thin/thin-internal.h"
 
 #include <inttypes.h>
+#include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -357,12 +359,27 @@ int thin_metadata_close(struct thin_metadata *tmd)
 
 /* ---- after an abort ---- */
 
+/* Is what the device has now what the commit that failed was writing? */
+static bool has_landed(const struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root)
+{
+	const size_t from = offsetof(struct thin_disk_superblock, uuid);
+
+	return tmd->publishing &&
+	       !memcmp((const char *)&tmd->committed + from, (const char *)&tmd->published + from,
+		       sizeof(tmd->committed) - from);
+}
+
+/* Marks of what was lost come before marks of what was changed go: both are read without a lock. */
 int metadata_reopen(struct thin_metadata *tmd)
 {
 	struct tp_error error = { 0 };
 	int r;
 
 	r = load(tmd, &error);
+	tmd->landed = !r && has_landed(tmd);
+	tmd->publishing = false;
+	if (!tmd->landed)
+		devices_mark_aborted(tmd);
 	if (!r)
 		r = devices_reload(tmd);
 	if (!r)
@@ -372,4 +389,39 @@ int metadata_reopen(struct thin_metadata *tmd)
 	metadata_objects_destroy(tmd);
 	tmd->fail_io = true;
 	return r;
+}
+
+bool thin_metadata_commit_landed(struct thin_metadata *tmd)
+{
+	bool landed;
+
+	lock_meta_root_shared(&tmd->lock);
+	landed = tmd->landed;
+	unlock_meta_root_shared(&tmd->lock);
+	return landed;
+}
+
+/* ---- telling ---- */
+
+void thin_metadata_describe_failure(struct thin_metadata *tmd, int r, char *text, size_t size)
+{
+	static const char *const words[] = {
+		[BM_FAILURE_READ] = "cannot be read",
+		[BM_FAILURE_WRITE] = "cannot be written",
+		[BM_FAILURE_CONTENT] = "is damaged",
+	};
+	const struct bm_failure f = bm_last_failure(tmd->bm);
+
+	if (r == -ENOSPC)
+		snprintf(text, size, "no metadata block is free");
+	else if (atomic_load(&tmd->data_flush_failed))
+		snprintf(text, size, "the data device cannot be flushed (%s)", tp_error_words(r));
+	else if (f.kind == BM_FAILURE_NONE || f.error != r)
+		snprintf(text, size, "%s", tp_error_words(r));
+	else if (f.kind == BM_FAILURE_FLUSH)
+		snprintf(text, size, "the metadata device cannot be flushed (%s)",
+			 tp_error_words(r));
+	else
+		snprintf(text, size, "metadata block %" PRIu64 " %s (%s)", f.block, words[f.kind],
+			 tp_error_words(r));
 }

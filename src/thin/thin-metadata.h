@@ -63,7 +63,7 @@ struct thin_metadata_options {
 };
 
 /*
- * @dev stays the caller's.  Refuses what the kernel would, and more;
+ * @dev stays the caller's.  Refuses what semantics.md says the kernel must refuse, and more;
  * @error says what and what to do about it.
  *   -ENODATA     not formatted
  *   -EILSEQ, -ENOTBLK, -EUCLEAN  no thin-pool metadata, or damaged
@@ -103,8 +103,31 @@ bool thin_metadata_changed(struct thin_metadata *tmd) TP_TAKES(meta_root);
 int thin_metadata_abort(struct thin_metadata *tmd) TP_REQUIRES(lc_completion)
 	TP_TAKES(meta_root) TP_MUST_CHECK;
 
-/* Set NEEDS_CHECK in the committed superblock and make that durable at once. */
+/*
+ * After an abort: the commit that had failed before it is on the device after all (only the
+ * flush of its superblock failed, say), so nothing was thrown away and no device lost anything.
+ */
+bool thin_metadata_commit_landed(struct thin_metadata *tmd) TP_TAKES(meta_root);
+
+/*
+ * Set NEEDS_CHECK in the committed superblock and make that durable at once.  For after an
+ * abort: also when the metadata was made read-only since, so that it can be tried again, but
+ * not (-EPERM) when it was opened so.  A failure leaves nothing to be written later.
+ */
 int thin_metadata_set_needs_check(struct thin_metadata *tmd) TP_TAKES(meta_root) TP_MUST_CHECK;
+
+/*
+ * Take NEEDS_CHECK out of the superblock of a device that nobody uses, and make that durable.
+ * The caller has just found the metadata right (thin_check()).  A flag that is not set is no error.
+ */
+int thin_metadata_clear_needs_check(struct io_device *dev, struct tp_error *error)
+	TP_TAKES(bufio) TP_MUST_CHECK;
+
+/*
+ * What a call that returned @r (negative) ran into, for a person: with the number of the metadata
+ * block, if one was to blame.  To be asked soon after.
+ */
+void thin_metadata_describe_failure(struct thin_metadata *tmd, int r, char *text, size_t size);
 
 /* No change and no write from now on (-EPERM). */
 void thin_metadata_set_read_only(struct thin_metadata *tmd) TP_TAKES(meta_root);

@@ -91,12 +91,12 @@ class FailingDevice:
         return text.count(f'injecting EIO error into {KINDS[kind]}')
 
     def corrupt(self, block):
-        """Turn the bits of a block; its former content, for restore()."""
+        """Turn the bits behind a block's header; its former content, for restore()."""
         with open(self.backing, 'r+b') as f:
             f.seek(block * METADATA_BLOCK)
             before = f.read(METADATA_BLOCK)
             f.seek(block * METADATA_BLOCK)
-            f.write(bytes(b ^ 0xff for b in before))
+            f.write(before[:16] + bytes(b ^ 0xff for b in before[16:]))
         return before
 
     def restore(self, block, content):

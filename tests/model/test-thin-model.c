@@ -186,12 +186,12 @@ static void check_device_after_abort(struct run *run, unsigned i)
 static void do_abort(struct run *run)
 {
 	struct thin_metadata_info info;
-	bool landed;
+	bool landed, changed[MODEL_DEVICES];
 
 	fault_device_clear(run->meta);
 	for (unsigned i = 0; i < MODEL_DEVICES; i++)
-		run->lost[i] |= run->changed_closed[i] ||
-				(run->open[i] && thin_device_changed(run->open[i]));
+		changed[i] = run->changed_closed[i] ||
+			     (run->open[i] && thin_device_changed(run->open[i]));
 	memset(run->changed_closed, 0, sizeof(run->changed_closed));
 	assert_int_equal(abort_alone(run->tmd), 0);
 	run->nr_aborts++;
@@ -200,6 +200,9 @@ static void do_abort(struct run *run)
 	assert_int_equal(thin_metadata_get_info(run->tmd, &info), 0);
 	landed = info.transaction_id == run->now.transaction_id &&
 		 run->now.transaction_id != run->committed.transaction_id;
+	assert_int_equal(thin_metadata_commit_landed(run->tmd), landed);
+	for (unsigned i = 0; i < MODEL_DEVICES; i++)
+		run->lost[i] |= changed[i] && !landed;
 	if (landed) {
 		run->now.nr_data_blocks = run->grown_to;
 		run->committed = run->now;

@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * failure.c - a metadata operation has failed: the one way from there, and who is told what
+ *
+ * Whatever fails (a read, a write, a flush, a checksum, space, an inconsistency found), wherever
+ * it is found, comes to pool_metadata_failed():
+ *
+ *   abort             the cache is reset, everything read again from the committed superblock
+ *   volumes follow    names, sizes, and who has lost what was acknowledged
+ *   NEEDS_CHECK       stored at once; if that fails it is tried again now and then, and at the end
+ *   read-only         until the pool is checked and reopened; or, if the committed state could not
+ *                     be read again, out of service
+ *
+ * There is no way back, so it is taken once in a pool's life.  What cannot have anything to do
+ * with the metadata (no memory, a client's mistake, the data device) does not come here.
+ *
+ * Invariants:
+ *   F1  pool->epoch is raised after the abort and before anybody is told of it: who looked up a
+ *       mapping before the abort and finds the same epoch after his write was done, was done
+ *       before anybody was told.
+ *   F2  A volume's mark of loss is set before its marks of change go (thin/), and looked at after
+ *       them: no flush slips through between.
+ *
+ * Locks: LC_pool guards who has been told.
+ */
+#define LOG_MODULE "pool"
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "pool/request.h"
+#include "pool/volume.h"
+#include "util/clock.h"
+#include "util/log.h"
+
+#define NEEDS_CHECK_RETRY_USEC (5 * USEC_PER_SEC)
+
+/* ------------------------------------------------------------------ the one way */
+
+void pool_describe_remedy(const struct pool *pool, char *text, size_t size)
+{
+	snprintf(text, size, "stop the daemon and run \"thinpoolctl check --clear-needs-check %s\"",
+		 pool->directory ? pool->directory : "POOLDIR");
+}
+
+static void store_needs_check(struct pool *pool)
+{
+	struct worker *w = pool->worker;
+	int r = thin_metadata_set_needs_check(pool->tmd);
+
+	if (r && w->needs_check_due_usec == UINT64_MAX)
+		log_err("NEEDS_CHECK cannot be stored now (%s), it will be tried again",
+			strerror(-r));
+	else if (!r && w->needs_check_due_usec != UINT64_MAX)
+		log_info("NEEDS_CHECK is stored now");
+	w->needs_check_due_usec = r ? time_monotonic_usec() + NEEDS_CHECK_RETRY_USEC : UINT64_MAX;
+}
+
+bool failure_due(const struct pool *pool)
+{
+	return pool->worker->needs_check_due_usec != UINT64_MAX;
+}
+
+void failure_retry(struct pool *pool, bool now)
+{
+	uint64_t due = pool->worker->needs_check_due_usec;
+
+	if (due != UINT64_MAX && (now || time_monotonic_usec() >= due))
+		store_needs_check(pool);
+}
+
+static void note_duration(struct pool *pool, uint64_t began_usec)
+{
+	uint64_t usec = time_monotonic_usec() - began_usec;
+
+	if (usec > atomic_load(&pool->longest_abort_usec))
+		atomic_store(&pool->longest_abort_usec, usec);
+}
+
+int pool_metadata_failed(struct pool *pool, const char *what, int r)
+{
+	char cause[POOL_REASON_MAX - 128], reason[POOL_REASON_MAX];
+	uint64_t began = time_monotonic_usec();
+	struct worker *w = pool->worker;
+	int r2;
+
+	tp_lock_assert_answers();
+	if (pool->mode >= POOL_MODE_READ_ONLY)
+		return -EIO; /* what follows from the first failure, or cannot be helped */
+	stats_add(pool->stats, w, STAT_ABORTS, 1);
+	thin_metadata_describe_failure(pool->tmd, r, cause, sizeof(cause));
+	snprintf(reason, sizeof(reason), "cannot %s: %s", what, cause);
+
+	w->stash_full = false;
+	passdown_drop(pool);
+	r2 = thin_metadata_abort(pool->tmd);
+	atomic_fetch_add(&pool->epoch, 1); /* F1 */
+	if (!r2) {
+		store_needs_check(pool);
+		thin_metadata_set_read_only(pool->tmd);
+	}
+	pool_set_mode(pool, r2 ? POOL_MODE_FAIL : POOL_MODE_READ_ONLY, reason);
+	note_duration(pool, began);
+	pool_refresh_info(pool, false);
+	if (!r2 && thin_metadata_commit_landed(pool->tmd))
+		volumes_after_commit(pool);
+	volumes_after_abort(pool);
+	low_space_fail(pool, -EIO);
+	return -EIO;
+}
+
+int pool_query_failed(struct pool *pool, const char *what, int r)
+{
+	if (r == -ENOMEM)
+		return -EIO;
+	return pool_metadata_failed(pool, what, r);
+}
+
+/* ------------------------------------------------------------------ who is told */
+
+uint32_t volume_handle(struct volume *v)
+{
+	uint32_t handle;
+
+	do
+		handle = atomic_fetch_add(&v->pool->next_handle, 1);
+	while (handle == POOL_NO_HANDLE);
+	return handle;
+}
+
+static TP_REQUIRES(lc_pool) uint32_t *find_told(struct losses *l, uint32_t handle)
+{
+	for (unsigned i = 0; i < l->nr_told; i++)
+		if (l->told[i] == handle)
+			return &l->told[i];
+	return NULL;
+}
+
+void volume_forget_handle(struct volume *v, uint32_t handle)
+{
+	struct losses *l = &v->losses;
+	uint32_t *told;
+
+	if (likely(!atomic_load(&v->lost_writes)))
+		return;
+	lock_pool(&v->pool->lock);
+	told = find_told(l, handle);
+	if (told)
+		*told = l->told[--l->nr_told];
+	unlock_pool(&v->pool->lock);
+}
+
+void volume_lose_writes(struct volume *v)
+{
+	struct losses *l = &v->losses;
+
+	lock_pool(&v->pool->lock);
+	l->nr_told = 0;
+	l->anybody_told = false;
+	unlock_pool(&v->pool->lock);
+	atomic_store(&v->lost_writes, true);
+}
+
+/* Was it opened after somebody had been told?  Numbers of another life of the daemon were not. */
+static TP_REQUIRES(lc_pool) bool came_later(const struct losses *l, uint32_t handle, uint32_t next)
+{
+	return l->anybody_told && handle - l->first_later < next - l->first_later;
+}
+
+static TP_REQUIRES(lc_pool) bool tell(struct losses *l, uint32_t handle, uint32_t next)
+{
+	if (came_later(l, handle, next) || find_told(l, handle))
+		return false;
+	if (!l->anybody_told) {
+		l->anybody_told = true;
+		l->first_later = next;
+	}
+	if (l->nr_told == l->capacity) {
+		unsigned capacity = l->capacity ? 2 * l->capacity : 8;
+		uint32_t *more = realloc(l->told, capacity * sizeof(*more));
+
+		if (!more)
+			return true; /* and once more next time */
+		l->told = more;
+		l->capacity = capacity;
+	}
+	l->told[l->nr_told++] = handle;
+	return true;
+}
+
+int volume_take_loss(struct volume *v, uint32_t handle)
+{
+	struct pool *pool = v->pool;
+	bool told;
+
+	if (likely(!atomic_load(&v->lost_writes)))
+		return 0;
+	if (v->entry.state == VOLUME_GONE)
+		return -EIO; /* all of it is lost, and will be */
+	lock_pool(&pool->lock);
+	told = tell(&v->losses, handle, atomic_load(&pool->next_handle));
+	unlock_pool(&pool->lock);
+	return told ? -EIO : 0;
+}
