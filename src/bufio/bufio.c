@@ -374,8 +374,7 @@ static int await_held(struct bufio_buffer *b) TP_TAKES(bufio)
 {
 	int r;
 
-	if (!(buffer_state(b) & BUFFER_READING))
-		return 0;
+	/* A read that has ended meanwhile may have failed: then the buffer is nobody's block. */
 	r = buffer_await_read(b);
 	if (r)
 		buffer_put_failed(b);

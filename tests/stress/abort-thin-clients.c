@@ -71,17 +71,18 @@ static int find_patiently(struct client *c, unsigned device, unsigned v, struct 
 	       -EWOULDBLOCK) {
 		struct thin_waiter w = { .done = note_done };
 
-		if (missing == MBLOCK_NONE) {
-			r = ask(c, &req);
-			*ret_run = req.run;
-			return r;
-		}
+		if (missing == MBLOCK_NONE)
+			break;
 		r = thin_metadata_prefetch(world.tmd, missing, &w);
 		while (r == -EINPROGRESS && !__atomic_load_n(&w.opaque[7], __ATOMIC_ACQUIRE))
 			io_queue_run(q, USEC_PER_MSEC); /* the answer may come from elsewhere */
 		if (r == -EINPROGRESS && w.result && w.result != -EAGAIN)
-			return w.result;
+			break; /* perhaps another's read, from when reads failed: find out */
 	}
+	if (r != -EWOULDBLOCK && r != -EINPROGRESS)
+		return r;
+	r = ask(c, &req);
+	*ret_run = req.run;
 	return r;
 }
 

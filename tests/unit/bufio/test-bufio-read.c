@@ -6,6 +6,7 @@
 #include <sched.h>
 
 #include "fixture.h"
+#include "util/log.h"
 
 /* ---- prefetch and waiters ---- */
 
@@ -144,6 +145,43 @@ static void waiter_of_a_synchronous_read_is_told_without_locks(void **state)
 	finish(&rel);
 }
 
+#define TRIES 200000u
+
+static atomic_uint nr_taken_for_good;
+
+static void *trying_in_vain(void *arg)
+{
+	struct actor *a = arg;
+	struct bufio_buffer *b;
+
+	for (unsigned i = 0; i < TRIES; i++) {
+		if (bufio_read(a->f->c, a->block, &b) == 0) {
+			nr_taken_for_good++;
+			bufio_release(b);
+		}
+	}
+	return NULL;
+}
+
+/* Also when it ends between another thread's finding the buffer and its looking at it. */
+static void a_failed_read_is_taken_for_good_by_nobody(void **state)
+{
+	struct fixture *f = *state;
+	struct actor a[2];
+
+	nr_taken_for_good = 0;
+	log_set_level(LOG_LEVEL_ERR - 1);
+	fault_device_add(f->dev, &(struct fault){ .ops = FAULT_OP(IO_READ), .count = UINT64_MAX });
+	start(&a[0], f, 7, trying_in_vain);
+	start(&a[1], f, 7, trying_in_vain);
+	finish(&a[0]);
+	finish(&a[1]);
+	fault_device_clear(f->dev);
+	log_set_level(LOG_LEVEL_INFO);
+	assert_int_equal(nr_taken_for_good, 0);
+	assert_int_equal(read_word(f, 7), 7);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -156,6 +194,7 @@ int main(void)
 		FACT(waiters_are_told_once_the_read_has_ended),
 		FACT(waiters_are_told_of_an_error),
 		FACT(waiter_of_a_synchronous_read_is_told_without_locks),
+		FACT(a_failed_read_is_taken_for_good_by_nobody),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);
