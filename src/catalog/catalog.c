@@ -449,11 +449,6 @@ int catalog_check_room(struct catalog *c, const thin_id_t *ids, unsigned nr)
 	return thin_metadata_changed(c->tmd) ? -EAGAIN : -ENOSPC;
 }
 
-bool catalog_needs_commit(struct catalog *c, thin_id_t id)
-{
-	return catalog_check_room(c, &id, 1) == -EAGAIN;
-}
-
 /* ---- transactions ---- */
 
 static void forget_transaction(struct catalog *c)
@@ -481,6 +476,7 @@ void catalog_aborted(struct catalog *c)
 struct walk {
 	int (*fn)(void *ctx, const struct catalog_record *rec);
 	void *ctx;
+	int unread; /* the error of the first piece that could not be read */
 };
 
 static int visit_slot(const struct walk *w, const struct disk_catalog_record *d, thin_id_t id)
@@ -498,7 +494,7 @@ static int visit_slot(const struct walk *w, const struct disk_catalog_record *d,
 }
 
 /* Chunks [from, from + nr) of vblock @v. */
-static int visit_piece(struct catalog *c, const struct walk *w, vblock_t v, dblock_t dblock,
+static int visit_piece(struct catalog *c, struct walk *w, vblock_t v, dblock_t dblock,
 		       uint64_t from, uint64_t nr)
 {
 	uint64_t first_id = (v * c->chunks_per_block + from) * RECORDS_PER_CHUNK;
@@ -506,9 +502,10 @@ static int visit_piece(struct catalog *c, const struct walk *w, vblock_t v, dblo
 
 	r = io_device_read(c->data, c->piece, nr * CHUNK_BYTES, disk_offset(c, dblock, from));
 	if (r) {
-		log_err("cannot read the records of volumes %ju to %ju", (uintmax_t)first_id,
-			(uintmax_t)(first_id + nr * RECORDS_PER_CHUNK - 1));
-		return r;
+		log_err("cannot read the records of volumes %ju to %ju: %s", (uintmax_t)first_id,
+			(uintmax_t)(first_id + nr * RECORDS_PER_CHUNK - 1), strerror(-r));
+		w->unread = w->unread ? w->unread : r;
+		return 0;
 	}
 	for (uint64_t i = 0; i < nr * RECORDS_PER_CHUNK; i++) {
 		const uint8_t *slot = c->piece + i * CATALOG_RECORD_BYTES;
@@ -524,7 +521,7 @@ static int visit_piece(struct catalog *c, const struct walk *w, vblock_t v, dblo
 	return 0;
 }
 
-static int visit_block(struct catalog *c, const struct walk *w, vblock_t v, dblock_t dblock)
+static int visit_block(struct catalog *c, struct walk *w, vblock_t v, dblock_t dblock)
 {
 	const uint8_t *states = block_chunks(c, v);
 	uint64_t nr;
@@ -546,7 +543,7 @@ static int visit_block(struct catalog *c, const struct walk *w, vblock_t v, dblo
 int catalog_for_each(struct catalog *c, int (*fn)(void *ctx, const struct catalog_record *rec),
 		     void *ctx)
 {
-	const struct walk w = { .fn = fn, .ctx = ctx };
+	struct walk w = { .fn = fn, .ctx = ctx };
 	struct thin_run run;
 
 	for (vblock_t v = 0; v < c->spare; v += run.nr_blocks) {
@@ -557,7 +554,7 @@ int catalog_for_each(struct catalog *c, int (*fn)(void *ctx, const struct catalo
 		if (r)
 			return r;
 	}
-	return 0;
+	return w.unread;
 }
 
 /* ---- life ---- */

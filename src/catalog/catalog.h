@@ -66,8 +66,9 @@ int catalog_open(struct thin_metadata *tmd, struct io_device *data, struct catal
 struct catalog *catalog_close(struct catalog *c) TP_TAKES(meta_root);
 
 /*
- * Call @fn for each record in order of id until it returns non-zero.  A damaged record is logged,
- * handed over with an empty name and counted by the caller; the walk goes on.
+ * Call @fn for each record in order of id until it returns non-zero, which is returned.  A damaged
+ * record is logged and handed over with an empty name.  What the data device cannot read is logged
+ * and left out; the walk goes on, and the error is returned in the end.
  */
 int catalog_for_each(struct catalog *c, int (*fn)(void *ctx, const struct catalog_record *rec),
 		     void *ctx) TP_TAKES(meta_root) TP_MUST_CHECK;
@@ -87,9 +88,6 @@ int catalog_erase(struct catalog *c, thin_id_t id) TP_TAKES(meta_root) TP_MUST_C
  */
 int catalog_check_room(struct catalog *c, const thin_id_t *ids, unsigned nr)
 	TP_TAKES(meta_root) TP_MUST_CHECK;
-
-/* catalog_check_room() of one id says -EAGAIN. */
-bool catalog_needs_commit(struct catalog *c, thin_id_t id) TP_TAKES(meta_root);
 
 /* Tell the catalog how the transaction ended. */
 void catalog_committed(struct catalog *c);

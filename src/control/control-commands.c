@@ -140,16 +140,17 @@ static void copy_name(char *to, json_t *parameters, const char *key)
 		 json_string_value(json_object_get(parameters, key)));
 }
 
-static uint64_t size_of(json_t *parameters)
+/* 0 also when it was left out. */
+static uint64_t size_of(json_t *parameters, const char *key)
 {
-	return (uint64_t)json_integer_value(json_object_get(parameters, "size"));
+	return (uint64_t)json_integer_value(json_object_get(parameters, key));
 }
 
 static void fill_create(struct pool_command *cmd, json_t *parameters)
 {
 	cmd->op = POOL_CREATE;
 	copy_name(cmd->name, parameters, "name");
-	cmd->size_bytes = size_of(parameters);
+	cmd->size_bytes = size_of(parameters, "size");
 }
 
 static void fill_snapshot(struct pool_command *cmd, json_t *parameters)
@@ -180,7 +181,7 @@ static void fill_resize(struct pool_command *cmd, json_t *parameters)
 {
 	cmd->op = POOL_RESIZE;
 	copy_name(cmd->name, parameters, "name");
-	cmd->size_bytes = size_of(parameters);
+	cmd->size_bytes = size_of(parameters, "size");
 	if (json_is_true(json_object_get(parameters, "shrink")))
 		cmd->flags |= POOL_CMD_SHRINK;
 }
@@ -191,16 +192,11 @@ static void fill_metadata_snap(struct pool_command *cmd, json_t *parameters)
 								       : POOL_METADATA_SNAP_RELEASE;
 }
 
-static uint64_t optional_size(json_t *parameters, const char *key)
-{
-	return (uint64_t)json_integer_value(json_object_get(parameters, key));
-}
-
 static void fill_extend(struct pool_command *cmd, json_t *parameters)
 {
 	cmd->op = POOL_EXTEND;
-	cmd->size_bytes = optional_size(parameters, "data_size");
-	cmd->metadata_bytes = optional_size(parameters, "metadata_size");
+	cmd->size_bytes = size_of(parameters, "data_size");
+	cmd->metadata_bytes = size_of(parameters, "metadata_size");
 }
 
 static void fill_dump(struct pool_command *cmd, json_t *parameters)

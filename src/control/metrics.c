@@ -13,6 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "util/clock.h"
+
 #define PREFIX "thinpoold_"
 
 enum number_kind { NUMBER_U64, NUMBER_U32, NUMBER_UNSIGNED, NUMBER_BOOL };
@@ -92,6 +94,10 @@ static const struct number pool_numbers[] = {
 };
 /* clang-format on */
 
+/* In the order of enum pool_latency_op. */
+static const char *const op_words[] = { "read", "write", "flush", "discard" };
+_Static_assert(ARRAY_SIZE(op_words) == POOL_NR_LATENCY_OPS, "a name for each");
+
 static uint64_t value_of(const struct number *n, const struct pool_status *status)
 {
 	const char *field = (const char *)status + n->offset;
@@ -132,22 +138,27 @@ static void print_mode(FILE *out, const struct pool_status *s)
 			!strcmp(modes[i], pool_mode_name(s->mode)));
 }
 
+static void print_op(FILE *out, const char *metric, enum pool_latency_op op, uint64_t value)
+{
+	fprintf(out, PREFIX "%s{op=\"%s\"} %" PRIu64 "\n", metric, op_words[op], value);
+}
+
 static void print_requests(FILE *out, const struct pool_stats *s)
 {
 	print_head(out, "requests_total", "counter", "Requests of front ends");
-	fprintf(out, PREFIX "requests_total{op=\"read\"} %" PRIu64 "\n", s->reads);
-	fprintf(out, PREFIX "requests_total{op=\"write\"} %" PRIu64 "\n", s->writes);
-	fprintf(out, PREFIX "requests_total{op=\"flush\"} %" PRIu64 "\n", s->flushes);
-	fprintf(out, PREFIX "requests_total{op=\"discard\"} %" PRIu64 "\n", s->discards);
+	print_op(out, "requests_total", POOL_LATENCY_READ, s->reads);
+	print_op(out, "requests_total", POOL_LATENCY_WRITE, s->writes);
+	print_op(out, "requests_total", POOL_LATENCY_FLUSH, s->flushes);
+	print_op(out, "requests_total", POOL_LATENCY_DISCARD, s->discards);
 	print_head(out, "request_bytes_total", "counter", "Bytes these requests were about");
-	fprintf(out, PREFIX "request_bytes_total{op=\"read\"} %" PRIu64 "\n", s->read_bytes);
-	fprintf(out, PREFIX "request_bytes_total{op=\"write\"} %" PRIu64 "\n", s->write_bytes);
-	fprintf(out, PREFIX "request_bytes_total{op=\"discard\"} %" PRIu64 "\n", s->discard_bytes);
+	print_op(out, "request_bytes_total", POOL_LATENCY_READ, s->read_bytes);
+	print_op(out, "request_bytes_total", POOL_LATENCY_WRITE, s->write_bytes);
+	print_op(out, "request_bytes_total", POOL_LATENCY_DISCARD, s->discard_bytes);
 }
 
 static void print_seconds(FILE *out, uint64_t usec)
 {
-	fprintf(out, "%" PRIu64 ".%06" PRIu64, usec / 1000000, usec % 1000000);
+	fprintf(out, "%" PRIu64 ".%06" PRIu64, usec / USEC_PER_SEC, usec % USEC_PER_SEC);
 }
 
 static void print_duration(FILE *out, const char *name, const char *type, const char *help,
@@ -202,15 +213,13 @@ static void print_histogram(FILE *out, const char *op, const struct pool_latency
 
 static void print_latencies(FILE *out, struct pool *pool)
 {
-	static const char *const ops[] = { "read", "write", "flush", "discard" };
 	struct pool_latency latency[POOL_NR_LATENCY_OPS];
 
-	_Static_assert(ARRAY_SIZE(ops) == POOL_NR_LATENCY_OPS, "a name for each");
 	pool_get_latency(pool, latency);
 	print_head(out, "request_duration_seconds", "histogram",
 		   "Time from the submission of a request to its answer");
-	for (size_t i = 0; i < ARRAY_SIZE(ops); i++)
-		print_histogram(out, ops[i], &latency[i]);
+	for (size_t i = 0; i < POOL_NR_LATENCY_OPS; i++)
+		print_histogram(out, op_words[i], &latency[i]);
 }
 
 /* A name holds no control characters, so these two are all that need an escape. */

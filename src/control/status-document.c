@@ -132,7 +132,6 @@ static json_t *sorted(json_t *array)
 {
 	size_t n = json_array_size(array);
 	json_t **items = calloc(n ? n : 1, sizeof(*items)), *result = json_array();
-
 	bool ok = items && result;
 
 	if (ok) {
@@ -155,7 +154,7 @@ static json_t *volume_object(struct pool *pool, const struct volume_info *v)
 	return json_pack("{so sI sI sI so sb sI sb}", "name", control_text(v->name), "id",
 			 number(v->id), "size", number(v->size_bytes), "used",
 			 number(v->mapped_bytes), "origin", origin_name(pool, v), "read_only",
-			 v->read_only, "created", number(v->created_usec / 1000000), "open",
+			 v->read_only, "created", number(v->created_usec / USEC_PER_SEC), "open",
 			 v->open_count > 0);
 }
 

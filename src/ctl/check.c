@@ -146,6 +146,11 @@ int ctl_check(const struct ctl_args *a)
 			     &metadata);
 	if (!code)
 		code = ctl_open_half(a->args[0], "data", IO_OPEN_READ_ONLY, &data);
+	if (!code && io_device_is_same(io_device_name(metadata), io_device_name(data)))
+		code = ctl_fail(CTL_FAILED,
+				"%s and %s are the same file or device: one of the two "
+				"is a wrong link",
+				io_device_name(metadata), io_device_name(data));
 	if (!code)
 		code = check_devices(a, metadata, data);
 	io_device_close(data);

@@ -60,6 +60,8 @@ int ctl_open_half(const char *pooldir, const char *what, unsigned flags,
 int ctl_fail(enum ctl_exit code, const char *fmt, ...) TP_PRINTF(2, 3);
 /* The exit code that stands for a negative errno. */
 enum ctl_exit ctl_exit_of(int r);
+/* What is wrong with a size that parse_size() has refused, to follow "... is". */
+const char *ctl_size_words(int r);
 
 void ctl_print_json(json_t *document);
 int ctl_print_list(json_t *volumes);

@@ -108,16 +108,6 @@ static bool same_entry(const char *a, const char *b)
 	return !lstat(a, &sa) && !lstat(b, &sb) && sa.st_dev == sb.st_dev && sa.st_ino == sb.st_ino;
 }
 
-static bool same_device(const char *a, const char *b)
-{
-	struct stat sa, sb;
-
-	if (stat(a, &sa) || stat(b, &sb))
-		return false;
-	return (sa.st_dev == sb.st_dev && sa.st_ino == sb.st_ino) ||
-	       (S_ISBLK(sa.st_mode) && S_ISBLK(sb.st_mode) && sa.st_rdev == sb.st_rdev);
-}
-
 /* What was made in a directory stays there from now on.  Some file systems know no such thing. */
 static int sync_directory(const char *path)
 {
@@ -212,7 +202,7 @@ static int hold_what_is_in_the_way(struct half *h, bool force)
 		return CTL_OK;
 	if (!force)
 		return ctl_fail(CTL_EXISTS, "%s exists: use --force to replace it", h->path);
-	if (leads_nowhere(h->path) || same_device(h->path, h->target))
+	if (leads_nowhere(h->path) || io_device_is_same(h->path, h->target))
 		return CTL_OK;
 	r = io_device_open(h->path, 0, &h->in_the_way);
 	return r ? told_open_error(h->path, r) : CTL_OK;
@@ -375,7 +365,7 @@ static int find_devices(struct format *f)
 				   0);
 	if (!code && f->data.size / f->block_size > DATA_BLOCK_LIMIT)
 		code = ctl_fail(CTL_USAGE, "%s is too large: use larger blocks", f->data.target);
-	if (!code && same_device(f->data.target, f->metadata.target))
+	if (!code && io_device_is_same(f->data.target, f->metadata.target))
 		code = ctl_fail(CTL_USAGE, "data and metadata must not be the same file");
 	if (!code)
 		code = open_half(&f->metadata, f->force, false);

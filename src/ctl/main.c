@@ -117,6 +117,12 @@ int ctl_fail(enum ctl_exit code, const char *fmt, ...)
 	return (int)code;
 }
 
+const char *ctl_size_words(int r)
+{
+	return r == -ERANGE ? "too large, or no whole number of bytes"
+			    : "no size: write 10G, 512M, 64K ...";
+}
+
 enum ctl_exit ctl_exit_of(int r)
 {
 	switch (r) {
@@ -162,11 +168,8 @@ static void size_argument(struct argp_state *state, const char *option, const ch
 {
 	int r = parse_size(text, ret_bytes);
 
-	if (r == -ERANGE)
-		usage_error(state, "%s \"%s\" is too large, or no whole number of bytes", option,
-			    text);
-	else if (r)
-		usage_error(state, "%s \"%s\" is no size: write 10G, 512M, 64K ...", option, text);
+	if (r)
+		usage_error(state, "%s \"%s\" is %s", option, text, ctl_size_words(r));
 }
 
 static error_t parse_verb_option(int key, char *arg, struct argp_state *state)

@@ -25,11 +25,6 @@
 /* A list of 100,000 volumes with the longest names; one of all 2^24 is no use to anybody. */
 #define REPLY_MAX ((size_t)256 << 20)
 
-static void free_text(char **text)
-{
-	free(*text);
-}
-
 /* ---- paths ---- */
 
 struct target {
@@ -44,8 +39,8 @@ static void free_target(struct target *t)
 
 static int split_path(const char *path, struct target *t)
 {
-	TP_CLEANUP(free_text) char *a = strdup(path);
-	TP_CLEANUP(free_text) char *b = strdup(path);
+	TP_CLEANUP(tp_free_string) char *a = strdup(path);
+	TP_CLEANUP(tp_free_string) char *b = strdup(path);
 
 	if (a && b) {
 		t->directory = strdup(dirname(a));
@@ -140,7 +135,7 @@ static ssize_t receive_some(int fd, char *buf, size_t size, int *ret_fd)
 /* A reply up to its NUL, as a string that the caller frees. */
 static int receive(int fd, char **ret_text, int *ret_fd)
 {
-	TP_CLEANUP(free_text) char *text = NULL;
+	TP_CLEANUP(tp_free_string) char *text = NULL;
 	size_t len = 0, room = 4096;
 
 	text = malloc(room);
@@ -172,8 +167,8 @@ static int receive(int fd, char **ret_text, int *ret_fd)
 
 static int exchange(int fd, json_t *call, json_t **ret_reply, int *ret_fd)
 {
-	TP_CLEANUP(free_text) char *flat = json_dumps(call, JSON_COMPACT);
-	TP_CLEANUP(free_text) char *text = NULL;
+	TP_CLEANUP(tp_free_string) char *flat = json_dumps(call, JSON_COMPACT);
+	TP_CLEANUP(tp_free_string) char *text = NULL;
 	int r;
 
 	if (!flat)
@@ -290,12 +285,8 @@ int ctl_resize(const struct ctl_args *a)
 	uint64_t size;
 	int r = parse_size(a->args[1], &size);
 
-	if (r == -ERANGE)
-		return ctl_fail(CTL_USAGE, "\"%s\" is too large, or no whole number of bytes",
-				a->args[1]);
 	if (r)
-		return ctl_fail(CTL_USAGE, "\"%s\" is no size: write 10G, 512M, 64K ...",
-				a->args[1]);
+		return ctl_fail(CTL_USAGE, "\"%s\" is %s", a->args[1], ctl_size_words(r));
 	return call_about(a->args[0], "Resize",
 			  json_pack("{sI sb}", "size", (json_int_t)size, "shrink", a->shrink));
 }

@@ -12,11 +12,14 @@
 
 #include <ctype.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <ini.h>
 #include <inttypes.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "reclaim/pressure.h"
 #include "util/cleanup.h"
@@ -299,11 +302,6 @@ void config_print(const struct config *cfg, FILE *out)
 
 /* ---- changing it while the daemon runs ---- */
 
-static void free_string(char **text)
-{
-	free(*text);
-}
-
 /* The value as the file has it; NULL: no memory. */
 static char *value_text(const struct config_key *key, const struct config *cfg)
 {
@@ -334,8 +332,8 @@ int config_apply(struct config *cfg, const struct config *fresh, struct config_c
 	struct config next = *cfg;
 
 	for (size_t i = 0; i < ARRAY_SIZE(keys); i++) {
-		TP_CLEANUP(free_string) char *is = value_text(&keys[i], cfg);
-		TP_CLEANUP(free_string) char *wanted = value_text(&keys[i], fresh);
+		TP_CLEANUP(tp_free_string) char *is = value_text(&keys[i], cfg);
+		TP_CLEANUP(tp_free_string) char *wanted = value_text(&keys[i], fresh);
 
 		if (!is || !wanted)
 			return -ENOMEM;
@@ -452,31 +450,64 @@ static int check_text(const char *path, const char *text, size_t len, struct tp_
 	return 0;
 }
 
-static void free_text(char **text)
+/*
+ * Opening a FIFO would wait for somebody to write, and what it says could not be read again.
+ * A character device may be /dev/null, for no configuration at all.
+ */
+static int open_text(const char *path, int *ret_fd, struct tp_error *error)
 {
-	free(*text);
+	TP_CLEANUP(tp_close_fd) int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+	struct stat st;
+
+	if (fd < 0 && errno == ENOENT)
+		return -ENOENT;
+	if (fd < 0 || fstat(fd, &st))
+		return tp_error(error, -EINVAL, "%s: cannot be read: %s", path, strerror(errno));
+	if (S_ISDIR(st.st_mode))
+		return tp_error(error, -EINVAL, "%s: cannot be read: %s", path, strerror(EISDIR));
+	if (!S_ISREG(st.st_mode) && !S_ISCHR(st.st_mode))
+		return tp_error(error, -EINVAL, "%s: cannot be read: not a regular file", path);
+	*ret_fd = fd;
+	fd = -1;
+	return 0;
+}
+
+/* Up to @size bytes. */
+static int read_bytes(int fd, char *text, size_t size, size_t *ret_len)
+{
+	size_t len = 0;
+
+	while (len < size) {
+		ssize_t n = read(fd, text + len, size - len);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return -errno;
+		if (!n)
+			break;
+		len += (size_t)n;
+	}
+	*ret_len = len;
+	return 0;
 }
 
 /* The whole file as a string; the caller frees it. */
 static int read_text(const char *path, char **ret_text, size_t *ret_len, struct tp_error *error)
 {
-	TP_CLEANUP(free_text) char *text = malloc(CONFIG_FILE_MAX + 2);
-	size_t len;
-	FILE *f;
-	int err;
+	TP_CLEANUP(tp_free_string) char *text = malloc(CONFIG_FILE_MAX + 2);
+	TP_CLEANUP(tp_close_fd) int fd = -1;
+	size_t len = 0;
+	int r;
 
 	if (!text)
 		return tp_error(error, -ENOMEM, "%s: out of memory", path);
-	f = fopen(path, "re");
-	if (!f && errno == ENOENT)
-		return -ENOENT;
-	if (!f)
-		return tp_error(error, -EINVAL, "%s: cannot be read: %s", path, strerror(errno));
-	len = fread(text, 1, CONFIG_FILE_MAX + 1, f);
-	err = ferror(f) ? errno : 0;
-	fclose(f);
-	if (err)
-		return tp_error(error, -EINVAL, "%s: cannot be read: %s", path, strerror(err));
+	r = open_text(path, &fd, error);
+	if (r)
+		return r;
+	r = read_bytes(fd, text, CONFIG_FILE_MAX + 1, &len);
+	if (r)
+		return tp_error(error, -EINVAL, "%s: cannot be read: %s", path, strerror(-r));
 	if (len > CONFIG_FILE_MAX)
 		return tp_error(error, -EINVAL, "%s: is larger than %u bytes", path,
 				CONFIG_FILE_MAX);
@@ -488,7 +519,7 @@ static int read_text(const char *path, char **ret_text, size_t *ret_len, struct 
 
 int config_read(const char *path, struct config *cfg, struct tp_error *error)
 {
-	TP_CLEANUP(free_text) char *text = NULL;
+	TP_CLEANUP(tp_free_string) char *text = NULL;
 	struct reading rd = { .cfg = *cfg };
 	size_t len = 0;
 	int r = read_text(path, &text, &len, error);

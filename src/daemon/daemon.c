@@ -118,7 +118,10 @@ static char *render_config(void *ctx)
 	config = d->config;
 	unlock_control(&d->lock);
 	config_print(&config, f);
-	return fclose(f) ? NULL : text;
+	if (!fclose(f))
+		return text;
+	free(text);
+	return NULL;
 }
 
 static char *render_version(void *ctx)

@@ -92,16 +92,11 @@ static int fail(const struct tp_error *error, int r)
 	return EXIT_FAILURE;
 }
 
-static void free_path(char **path)
-{
-	free(*path);
-}
-
 /* Defaults, then the configuration file, then pool.conf of the pool. */
 static int read_config(const struct arguments *a, const char *pooldir, struct config *cfg,
 		       struct tp_error *error)
 {
-	TP_CLEANUP(free_path) char *pool_conf = NULL;
+	TP_CLEANUP(tp_free_string) char *pool_conf = NULL;
 	const char *path = a->config_path ? a->config_path : CONFIG_DEFAULT_PATH;
 	int r;
 
@@ -219,9 +214,9 @@ static int serve_in_background(const struct daemon_options *options)
 
 int main(int argc, char **argv)
 {
-	TP_CLEANUP(free_path) char *pooldir = NULL;
-	TP_CLEANUP(free_path) char *mountpoint = NULL;
-	TP_CLEANUP(free_path) char *config_path = NULL;
+	TP_CLEANUP(tp_free_string) char *pooldir = NULL;
+	TP_CLEANUP(tp_free_string) char *mountpoint = NULL;
+	TP_CLEANUP(tp_free_string) char *config_path = NULL;
 	struct daemon_options options = { .read_only = false };
 	struct arguments a = { .foreground = false };
 	struct tp_error error = { "" };

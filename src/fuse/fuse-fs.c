@@ -23,12 +23,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void end_with_error(struct fuse_slot *slot, int r)
-{
-	reply_error(slot->req, r);
-	fuse_slot_end(slot);
-}
-
 static int info_by_id(struct fuse_server *server, thin_id_t id, struct volume_info *ret_info)
 {
 	struct volume *v;
@@ -141,7 +135,7 @@ static void resize_done(struct pool_command *cmd, int r)
 	struct volume_info info;
 
 	if (r) {
-		end_with_error(slot, r);
+		fuse_slot_end_with(slot, r);
 		return;
 	}
 	if (!info_by_id(slot->server, cmd->id, &info))
@@ -228,7 +222,7 @@ static void submit_command(struct fuse_slot *slot)
 
 void fuse_command_done(struct pool_command *cmd, int r)
 {
-	end_with_error(container_of(cmd, struct fuse_slot, command), r);
+	fuse_slot_end_with(container_of(cmd, struct fuse_slot, command), r);
 }
 
 /* Answer with the volume that a command has made. */
@@ -241,7 +235,7 @@ static void entry_done(struct pool_command *cmd, int r)
 	if (!r)
 		r = info_by_id(slot->server, cmd->id, &info);
 	if (r) {
-		end_with_error(slot, r);
+		fuse_slot_end_with(slot, r);
 		return;
 	}
 	fuse_volume_entry(slot->server, &info, &e);

@@ -297,6 +297,8 @@ void fuse_server_ended(struct fuse_server *server) TP_TAKES(fuse);
  */
 struct fuse_slot *fuse_slot_take(fuse_req_t req);
 void fuse_slot_end(struct fuse_slot *slot) TP_TAKES(fuse);
+/* Answer with an error of ours, or with 0 if the answer says no more than that, and end. */
+void fuse_slot_end_with(struct fuse_slot *slot, int r) TP_TAKES(fuse);
 
 /* Ask the worker to give back @bytes of its free buffers. */
 void fuse_worker_ask_trim(struct fuse_worker *w, size_t bytes) TP_TAKES(fuse);

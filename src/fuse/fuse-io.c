@@ -28,12 +28,6 @@ static struct fuse_slot *slot_of_io(struct pool_io *io)
 	return container_of(io, struct fuse_slot, io);
 }
 
-static void end_with_error(struct fuse_slot *slot, int r)
-{
-	reply_error(slot->req, r);
-	fuse_slot_end(slot);
-}
-
 /* ------------------------------------------------------------ open, release */
 
 static uint32_t open_flags(const struct fuse_server *server)
@@ -105,13 +99,13 @@ void fuse_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	slot = fuse_slot_take(req);
 	r = pool_volume_get(server->pool, ino_thin_id(ino), &v);
 	if (r) {
-		end_with_error(slot, r == -ENOENT ? -ESTALE : r);
+		fuse_slot_end_with(slot, r == -ENOENT ? -ESTALE : r);
 		return;
 	}
 	r = fuse_node_open(server, v, (fi->flags & O_ACCMODE) != O_RDONLY);
 	if (r) {
 		volume_put(v);
-		end_with_error(slot, r);
+		fuse_slot_end_with(slot, r);
 		return;
 	}
 	if (fuse_reply_open_volume(slot, NULL, v) == -ENOENT) /* withdrawn: no RELEASE will come */
@@ -157,7 +151,7 @@ void fuse_op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset,
 	slot = fuse_slot_take(req);
 	r = fuse_volume_of(slot, fh_thin_id(fi->fh), &v);
 	if (unlikely(r || size > FUSE_MAX_WRITE)) {
-		end_with_error(slot, r ? r : -EIO);
+		fuse_slot_end_with(slot, r ? r : -EIO);
 		return;
 	}
 	end = volume_size(v);
@@ -212,7 +206,7 @@ void fuse_op_write(fuse_req_t req, fuse_ino_t ino, const char *buffer, size_t si
 	slot = fuse_slot_take(req);
 	r = fuse_volume_of(slot, fh_thin_id(fi->fh), &v);
 	if (unlikely(r)) {
-		end_with_error(slot, r);
+		fuse_slot_end_with(slot, r);
 		return;
 	}
 	slot->io = (struct pool_io){
@@ -233,7 +227,7 @@ void fuse_op_write(fuse_req_t req, fuse_ino_t ino, const char *buffer, size_t si
 
 static void plain_done(struct pool_io *io, int r)
 {
-	end_with_error(slot_of_io(io), r);
+	fuse_slot_end_with(slot_of_io(io), r);
 }
 
 void fuse_op_fsync(fuse_req_t req, fuse_ino_t ino, int data_only, struct fuse_file_info *fi)
@@ -250,7 +244,7 @@ void fuse_op_fsync(fuse_req_t req, fuse_ino_t ino, int data_only, struct fuse_fi
 	slot = fuse_slot_take(req);
 	r = fuse_volume_of(slot, fh_thin_id(fi->fh), &v);
 	if (r) {
-		end_with_error(slot, r);
+		fuse_slot_end_with(slot, r);
 		return;
 	}
 	slot->io = (struct pool_io){
@@ -272,7 +266,7 @@ static void allocate_range(struct fuse_slot *slot)
 	uint64_t length = offset < end ? MIN(slot->step.length, end - offset) : 0;
 
 	if (!length) {
-		end_with_error(slot, 0);
+		fuse_slot_end_with(slot, 0);
 		return;
 	}
 	slot->io = (struct pool_io){
@@ -296,7 +290,7 @@ static void grown(struct pool_command *cmd, int r)
 
 	/* A write may have made it larger still meanwhile: then there was nothing to grow. */
 	if (r && volume_size(slot->step.volume) < end)
-		end_with_error(slot, r);
+		fuse_slot_end_with(slot, r);
 	else
 		allocate_range(slot);
 }
@@ -341,7 +335,7 @@ void fuse_op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset, o
 	slot->step.length = (uint64_t)length;
 	r = fuse_volume_of(slot, fh_thin_id(fi->fh), &v);
 	if (r) {
-		end_with_error(slot, r);
+		fuse_slot_end_with(slot, r);
 		return;
 	}
 
@@ -390,7 +384,7 @@ void fuse_op_lseek(fuse_req_t req, fuse_ino_t ino, off_t offset, int whence,
 	if (!r && (uint64_t)offset >= volume_size(v))
 		r = -ENXIO;
 	if (r) {
-		end_with_error(slot, r);
+		fuse_slot_end_with(slot, r);
 		return;
 	}
 	slot->io = (struct pool_io){

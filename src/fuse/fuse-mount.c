@@ -47,12 +47,6 @@ static void fuse_mount_freep(struct fuse_mount **m)
 	*m = fuse_mount_free(*m);
 }
 
-static void closep(int *fd)
-{
-	if (*fd >= 0)
-		close(*fd);
-}
-
 /* ---------------------------------------------------------- the mount point */
 
 /* The id of the mount that @path lies on, and whether @path is its root.  Asks no server. */
@@ -118,7 +112,7 @@ static int check_mountpoint(const char *path, struct tp_error *error)
 static int mount_directly(const char *path, bool read_only, bool allow_other, int *ret_fd,
 			  struct tp_error *error)
 {
-	TP_CLEANUP(closep) int fd = -1;
+	TP_CLEANUP(tp_close_fd) int fd = -1;
 	unsigned long flags = MS_NOSUID | MS_NODEV | (read_only ? MS_RDONLY : 0);
 	char options[128];
 
@@ -208,8 +202,8 @@ static char **environment_with(char *assignment)
 static int mount_by_helper(const char *path, bool read_only, bool allow_other, int *ret_fd,
 			   struct tp_error *error)
 {
-	TP_CLEANUP(closep) int ours = -1;
-	TP_CLEANUP(closep) int theirs = -1;
+	TP_CLEANUP(tp_close_fd) int ours = -1;
+	TP_CLEANUP(tp_close_fd) int theirs = -1;
 	char options[128], assignment[32];
 	char *argv[] = { (char *)"fusermount3", (char *)"-o", options,
 			 (char *)"--",          (char *)path, NULL };
@@ -240,8 +234,10 @@ static int mount_by_helper(const char *path, bool read_only, bool allow_other, i
 	if (r > 0)
 		return tp_error(error, -EPERM, "fusermount3 refused to mount on '%s'", path);
 	r = receive_fd(ours, &fd);
-	if (!r && fcntl(fd, F_SETFL, O_NONBLOCK) < 0)
+	if (!r && fcntl(fd, F_SETFL, O_NONBLOCK) < 0) {
 		r = -errno;
+		close(fd);
+	}
 	if (r)
 		return tp_error(error, r, "fusermount3 gave no connection: %s", strerror(-r));
 	*ret_fd = fd;

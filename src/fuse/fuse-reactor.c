@@ -153,6 +153,12 @@ void fuse_slot_end(struct fuse_slot *slot)
 	unlock_fuse(&w->lock);
 }
 
+void fuse_slot_end_with(struct fuse_slot *slot, int r)
+{
+	reply_error(slot->req, r);
+	fuse_slot_end(slot);
+}
+
 /* Under mlockall() an old kernel keeps the memory of locked pages: then it stays as it is. */
 static size_t trim_slot(struct fuse_worker *w, struct fuse_slot *slot)
 {
@@ -542,7 +548,7 @@ void fuse_workers_destroy(struct fuse_server *server)
 {
 	size_t bytes = (size_t)FUSE_SLOTS_PER_WORKER * FUSE_SLOT_BYTES;
 
-	for (unsigned i = 0; i < server->nr_workers; i++) {
+	for (unsigned i = 0; server->workers && i < server->nr_workers; i++) {
 		struct fuse_worker *w = &server->workers[i];
 
 		if (w->memory)

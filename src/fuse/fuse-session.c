@@ -100,16 +100,11 @@ static void log_libfuse(enum fuse_log_level level, const char *fmt, va_list args
 
 /* -------------------------------------------------------------------- start */
 
-static void freep(char **p)
-{
-	free(*p);
-}
-
 /* Wait for INIT and answer it. */
 static int serve_init(struct fuse_server *server)
 {
 	struct pollfd pfd = { .fd = server->fd, .events = POLLIN };
-	TP_CLEANUP(freep) char *memory = NULL;
+	TP_CLEANUP(tp_free_string) char *memory = NULL;
 	struct fuse_buf buf = { .size = 0 };
 	ssize_t n;
 
@@ -231,7 +226,8 @@ int fuse_server_start(const struct fuse_server_options *options, struct fuse_ser
 	TP_CLEANUP(server_freep) struct fuse_server *server = NULL;
 	int r;
 
-	if (options->nr_files > FUSE_VIRTUAL_FILES_MAX || options->nr_workers > FUSE_WORKERS_MAX)
+	TP_INVARIANT(options->nr_files <= FUSE_VIRTUAL_FILES_MAX);
+	if (options->nr_workers > FUSE_WORKERS_MAX)
 		return tp_error(error, -EINVAL, "more than %u workers", FUSE_WORKERS_MAX);
 
 	server = server_alloc();

@@ -320,6 +320,16 @@ const char *io_device_open_words(int r)
 	}
 }
 
+bool io_device_is_same(const char *a, const char *b)
+{
+	struct stat sa, sb;
+
+	if (stat(a, &sa) || stat(b, &sb))
+		return false;
+	return (sa.st_dev == sb.st_dev && sa.st_ino == sb.st_ino) ||
+	       (S_ISBLK(sa.st_mode) && S_ISBLK(sb.st_mode) && sa.st_rdev == sb.st_rdev);
+}
+
 static void closep(struct io_device **dev)
 {
 	io_device_close(*dev);

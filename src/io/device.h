@@ -66,6 +66,9 @@ int io_device_open(const char *path, unsigned flags, struct io_device **ret_dev)
 /* Why io_device_open() failed, and what to do about it where that is known, to follow "PATH: ". */
 const char *io_device_open_words(int r);
 
+/* Do both paths lead to the same file or block device? */
+bool io_device_is_same(const char *a, const char *b);
+
 /* The caller has no request in flight.  NULL is allowed.  Returns NULL. */
 struct io_device *io_device_close(struct io_device *dev);
 

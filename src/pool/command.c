@@ -19,6 +19,7 @@
  */
 #define LOG_MODULE "pool"
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -449,6 +450,12 @@ static int cut(struct pool *pool, struct pool_command *cmd, struct volume *v)
 	io.length = MIN(block_end, old) - cmd->size_bytes;
 	if (io.length)
 		r = pool_worker_io(pool, &io);
+	/* What this transaction has freed can be had after the commit. */
+	if (r == -ENOSPC && pool_is_dirty(pool)) {
+		r = pool_commit_now(pool);
+		if (!r)
+			r = pool_worker_io(pool, &io);
+	}
 	if (!r && block_end < old) {
 		io = (struct pool_io){ .op = POOL_PUNCH,
 				       .volume = v,
@@ -456,6 +463,8 @@ static int cut(struct pool *pool, struct pool_command *cmd, struct volume *v)
 				       .length = old - block_end };
 		r = pool_worker_io(pool, &io);
 	}
+	if (r == -ENOSPC)
+		return fail(cmd, r, "no block is free to zero the rest of a shared one in");
 	return r ? fail(cmd, r, "cannot remove what is behind the new end") : 0;
 }
 
@@ -621,11 +630,14 @@ static int do_metadata_snap_release(struct pool *pool, struct pool_command *cmd)
 static int do_dump(struct pool *pool, struct pool_command *cmd)
 {
 	int fd = memfd_create("thin-dump", MFD_CLOEXEC);
-	FILE *out = fd < 0 ? NULL : fdopen(dup(fd), "w");
+	int copy = fd < 0 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	FILE *out = copy < 0 ? NULL : fdopen(copy, "w");
 	int r = 0;
 
 	if (!out) {
 		r = -errno;
+		if (copy >= 0)
+			close(copy);
 		if (fd >= 0)
 			close(fd);
 		return fail(cmd, r, "no memory for a dump");
@@ -685,6 +697,10 @@ void pool_answer_command(struct pool *pool, struct pool_command *cmd, int r)
 		(void)fail(cmd, r, "the metadata of the pool failed, the change was %s",
 			   thin_metadata_commit_landed(pool->tmd) ? "made nevertheless"
 								  : "taken back");
+	if (r && cmd->fd >= 0) { /* dumped, and then the commit of others has failed */
+		close(cmd->fd);
+		cmd->fd = -1;
+	}
 	cmd->result = r;
 	STAILQ_INSERT_TAIL(&pool->volumes->answers, cmd, link);
 }
@@ -769,6 +785,7 @@ void pool_deliver_commands(struct pool *pool)
 void pool_command_submit(struct pool *pool, struct pool_command *cmd)
 {
 	cmd->error.text[0] = '\0';
+	cmd->fd = -1;
 	lock_pool(&pool->lock);
 	STAILQ_INSERT_TAIL(&pool->commands, cmd, link);
 	unlock_pool(&pool->lock);

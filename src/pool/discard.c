@@ -220,7 +220,9 @@ static int trim_start(struct pool *pool, struct passdown *p)
 	if (atomic_load(&pool->never_wait))
 		return tp_error(&STAILQ_FIRST(&w->trims)->error, -ECANCELED,
 				"the daemon is stopping, not all was trimmed");
-	r = pool_check_writable(pool); /* it may have failed since the trim began */
+	/* What is free is not certain any more when metadata has failed, and a punch is for good.
+	 */
+	r = pool_check_writable(pool);
 	if (!r)
 		r = thin_metadata_get_info(pool->tmd, &info);
 	if (r)

@@ -34,7 +34,7 @@ uint64_t low_water_mark(const struct pool_low_water *low_water, uint64_t total)
 struct space {
 	const char *name;
 	uint64_t free, total, mark, unit; /* bytes */
-	enum stat stat;
+	enum pool_stat stat;
 	struct log_limit *log;
 };
 

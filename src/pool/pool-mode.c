@@ -132,8 +132,7 @@ static void adjust_mode(struct pool *pool, const struct thin_metadata_info *info
 			      "until something is deleted or discarded, or metadata is extended");
 	} else if ((committed && mode == POOL_MODE_OUT_OF_METADATA_SPACE) ||
 		   (mode == POOL_MODE_OUT_OF_DATA_SPACE && info->nr_data_free)) {
-		pool->worker->no_space_deadline_usec = UINT64_MAX;
-		pool->worker->no_space_expired = false;
+		low_space_restart(pool);
 		pool_set_mode(pool, POOL_MODE_WRITE, "");
 		low_space_retry(pool);
 	}

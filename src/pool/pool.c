@@ -55,6 +55,12 @@ static int open_devices(struct pool *pool, const struct pool_options *options,
 	int r;
 
 	pool->owns_devices = true;
+	if (io_device_is_same(options->metadata_path, options->data_path))
+		return tp_error(
+			error, -EINVAL,
+			"metadata \"%s\" and data \"%s\" are the same file or device: one of "
+			"the two is a wrong link",
+			options->metadata_path, options->data_path);
 	pool->directory = directory_of(options->metadata_path);
 	r = open_device("metadata", options->metadata_path, flags, &pool->metadata, error);
 	if (!r)

@@ -264,12 +264,13 @@ int pool_command_run(struct pool *pool, struct pool_command *cmd)
 
 /* ---- status ---- */
 
-enum pool_mode { /* ordered from good to bad: semantics.md §10 */
-		 POOL_MODE_WRITE,
-		 POOL_MODE_OUT_OF_DATA_SPACE,
-		 POOL_MODE_OUT_OF_METADATA_SPACE,
-		 POOL_MODE_READ_ONLY,
-		 POOL_MODE_FAIL,
+/* Ordered from good to bad; what each allows is said in pool-mode.c. */
+enum pool_mode {
+	POOL_MODE_WRITE,
+	POOL_MODE_OUT_OF_DATA_SPACE,
+	POOL_MODE_OUT_OF_METADATA_SPACE,
+	POOL_MODE_READ_ONLY,
+	POOL_MODE_FAIL,
 };
 
 /* "rw", "out_of_data_space", "ro" (also out of metadata space), "fail" */

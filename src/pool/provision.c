@@ -53,16 +53,23 @@ static struct job *job_new(struct pool *pool, struct segment *seg, vblock_t vblo
 	return job;
 }
 
-void job_put(struct job *job)
+bool jobs_resume_waiters(struct pool *pool)
 {
-	struct worker *w = job->pool->worker;
-	struct segment *waiter = STAILQ_FIRST(&w->job_waiters);
+	struct worker *w = pool->worker;
+	struct segment *waiter;
+	struct job *job;
+	bool any = false;
 
-	STAILQ_INSERT_HEAD(&w->free_jobs, job, link);
-	if (waiter) {
+	STAILQ_FOREACH(job, &w->free_jobs, link)
+	{
+		waiter = STAILQ_FIRST(&w->job_waiters);
+		if (!waiter)
+			break;
 		STAILQ_REMOVE_HEAD(&w->job_waiters, link);
-		worker_push(job->pool, &waiter->work);
+		STAILQ_INSERT_TAIL(&w->todo, waiter, link);
+		any = true;
 	}
+	return any;
 }
 
 static void segment_part_done(struct pool *pool, struct segment *seg)
@@ -76,7 +83,10 @@ static void segment_part_done(struct pool *pool, struct segment *seg)
 		worker_push(pool, &seg->work);
 		return;
 	}
-	if (seg->wants_space && !seg->result)
+	if (seg->wants_space && !seg->result && seg->request->past_gate)
+		segment_finish(pool, seg,
+			       -ENOSPC); /* the worker waits for it: it cannot wait too */
+	else if (seg->wants_space && !seg->result)
 		low_space_park(pool, seg);
 	else
 		segment_finish(pool, seg, seg->result);
@@ -323,7 +333,7 @@ static void job_finish(struct pool *pool, struct job *job)
 		seg->redo_offset = MIN(seg->redo_offset, job->begin); /* as segment_end_io() does */
 	if (r && !seg->result)
 		seg->result = r;
-	job_put(job);
+	STAILQ_INSERT_HEAD(&pool->worker->free_jobs, job, link);
 	segment_part_done(pool, seg);
 }
 

@@ -282,13 +282,16 @@ void exclusive_segment_run(struct pool *pool, struct segment *seg) TP_TAKES(thro
 void unaligned_read_run(struct pool *pool, struct segment *seg);
 /* A job's data has been moved: map its blocks, end it. */
 void jobs_finish_prepared(struct pool *pool) TP_TAKES(throttle);
+/*
+ * Put as many of those that wait for a job on the todo list as there are free jobs.  Not all of
+ * them will need one after all.  Were there any?
+ */
+bool jobs_resume_waiters(struct pool *pool);
 void release_stash(struct pool *pool) TP_TAKES(meta_root);
-/* Free a job and go on with what waited for one. */
-void job_put(struct job *job);
 
 /* ---- discard.c (worker only) ---- */
 
-/* Skip what a punch or an allocation has nothing to do with; true: it is all done. */
+/* Move the request's position past what a punch or an allocation has nothing to do with. */
 void range_request_skip(struct pool *pool, struct request *req) TP_TAKES(bufio);
 int unmap_blocks(struct pool *pool, struct segment *seg, vblock_t begin, vblock_t end)
 	TP_TAKES(throttle) TP_MUST_CHECK;

@@ -15,7 +15,7 @@
 #include "pool/pool.h"
 
 /* One for each member of struct pool_stats, in that order. */
-enum stat {
+enum pool_stat {
 	STAT_READS,
 	STAT_WRITES,
 	STAT_FLUSHES,
@@ -60,7 +60,7 @@ static inline unsigned stats_shard(const void *key)
 	return (unsigned)(((uintptr_t)key >> 6) * UINT64_C(0x9e3779b97f4a7c15) >> 61);
 }
 
-static inline void stats_add(struct stats *s, const void *key, enum stat stat, uint64_t n)
+static inline void stats_add(struct stats *s, const void *key, enum pool_stat stat, uint64_t n)
 {
 	atomic_fetch_add_explicit(&s->shards[stats_shard(key)].count[stat], n,
 				  memory_order_relaxed);

@@ -11,6 +11,7 @@
 #define LOG_MODULE "pool"
 #include "pool/volume.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,19 +32,32 @@ static int put_size(struct pool *pool, struct volume *v)
 		return 0;
 	}
 	/* A size, unlike a name, can go with an earlier commit than its neighbours' do. */
-	if (catalog_needs_commit(pool->catalog, v->id)) {
+	r = catalog_check_room(pool->catalog, &v->id, 1);
+	if (r == -EAGAIN) {
 		r = thin_metadata_commit(pool->tmd);
 		if (r)
 			return r;
 		volumes_after_commit(pool);
+		r = catalog_check_room(pool->catalog, &v->id, 1);
 	}
+	if ((r == -EAGAIN || r == -ENOSPC) && !v->entry.has_record) {
+		log_warn("no data block is free for the record of volume %u: its size is what is "
+			 "mapped, when the pool is opened again",
+			 v->id);
+		atomic_store(&v->size_dirty, false);
+		return 0;
+	}
+	if (r)
+		return r;
 	/* Before the size is read: a write that comes later sets it again. */
 	atomic_store(&v->size_dirty, false);
 	volume_make_record(v, &rec);
 	r = catalog_put(pool->catalog, &rec);
-	if (!r)
-		volume_touch(v);
-	return r;
+	if (r)
+		return r;
+	v->entry.has_record = true;
+	volume_touch(v);
+	return 0;
 }
 
 static bool has_device(const struct volume *v)
@@ -118,7 +132,8 @@ static bool reopen_device(struct pool *pool, struct volume *v) TP_TAKES(meta_roo
 	int r = thin_device_open(pool->tmd, v->id, &v->td);
 
 	if (r)
-		log_err("volume %u cannot be opened again after the abort: error %d", v->id, -r);
+		log_err("volume %u cannot be opened again after the abort: %s", v->id,
+			strerror(-r));
 	return r == 0;
 }
 

@@ -9,6 +9,8 @@
  * Three steps: devices, records, names for those that got none.  Pools without a catalog stop
  * after the devices and name them all.
  *
+ * Read-only, what cannot be read is told and left out, so that the rest can be saved.
+ *
  * Locks: none is needed, nobody else knows the pool yet; LC_catalog is taken for the calls
  * that ask for it.
  */
@@ -22,6 +24,15 @@
 #include "pool/pool-internal.h"
 #include "util/error.h"
 #include "util/log.h"
+
+/*
+ * In a pool that is opened to save what is in it, one volume that cannot be read does not stand in
+ * the way of the others.  Returns what is to become of the error.
+ */
+static int do_without(const struct pool *pool, int r)
+{
+	return pool->opened_read_only && r != -ENOMEM ? 0 : r;
+}
 
 /* ---- devices ---- */
 
@@ -160,12 +171,23 @@ static int size_from_mappings(struct pool *pool, struct volume *v)
 	return 0;
 }
 
+static void drop(struct pool *pool, struct volume *v, int r) TP_TAKES(catalog)
+{
+	log_err("volume %u (\"%s\") cannot be read (%s), the others are served without it", v->id,
+		v->entry.now.name, tp_error_words(r));
+	lock_catalog(&pool->catalog_lock);
+	volume_erase(pool, v);
+	unlock_catalog(&pool->catalog_lock);
+	volume_free(v);
+}
+
 static int complete(struct pool *pool) TP_TAKES(catalog)
 {
-	struct volume *v;
-	int r;
+	struct volume *v, *next;
+	int r, error = 0;
 
-	TAILQ_FOREACH(v, &pool->volumes->all, entry.all_link) {
+	for (v = TAILQ_FIRST(&pool->volumes->all); v; v = next) {
+		next = TAILQ_NEXT(v, entry.all_link);
 		if (v->entry.state == VOLUME_LIVE && has_placeholder(v)) {
 			make_name(pool, v);
 			if (pool->catalog)
@@ -174,12 +196,17 @@ static int complete(struct pool *pool) TP_TAKES(catalog)
 		}
 		if (!v->entry.has_record) {
 			r = size_from_mappings(pool, v);
-			if (r)
+			if (r && do_without(pool, r))
 				return r;
+			if (r) {
+				drop(pool, v, r);
+				error = r;
+				continue;
+			}
 		}
 		v->entry.committed = v->entry.now;
 	}
-	return 0;
+	return pool->volumes->nr_volumes ? 0 : error; /* nothing can be saved this way */
 }
 
 /* ---- life ---- */
@@ -190,7 +217,7 @@ static int open_catalog(struct pool *pool, struct tp_error *error) TP_TAKES(meta
 
 	if (r == -ENODATA)
 		return 0;
-	if (r && r != -ENOMEM && pool->opened_read_only) {
+	if (r && !do_without(pool, r)) {
 		log_err("the catalog of \"%s\" cannot be read (%s), volumes are shown by number",
 			io_device_name(pool->metadata), tp_error_words(r));
 		return 0;
@@ -221,7 +248,7 @@ int volumes_load(struct pool *pool, struct tp_error *error)
 	if (!r)
 		r = thin_metadata_for_each_device(pool->tmd, device_fn, pool);
 	if (!r && pool->catalog)
-		r = catalog_for_each(pool->catalog, record_fn, pool);
+		r = do_without(pool, catalog_for_each(pool->catalog, record_fn, pool));
 	if (!r)
 		r = complete(pool);
 	if (r)

@@ -32,7 +32,7 @@
 #include "util/clock.h"
 #include "util/log.h"
 
-/* A pass that takes longer makes new work wait (semantics.md, throttle). */
+/* A pass that takes longer makes new work wait: what is queued has a limit, too. */
 #define PASS_MAX_USEC USEC_PER_SEC
 #define NR_SPARE_SEGMENTS 1024
 /* Punches of what the last commits freed may delay closing so long. */
@@ -190,16 +190,26 @@ static void run_todo(struct pool *pool)
 	}
 }
 
+static bool has_free_segment(struct pool *pool)
+{
+	bool has;
+
+	lock_pool(&pool->lock);
+	has = !STAILQ_EMPTY(&pool->worker->free_segments);
+	unlock_pool(&pool->lock);
+	return has;
+}
+
+/* Whoever frees a segment looks at nr_starved afterwards, and wakes the worker. */
 static void run_starved(struct pool *pool)
 {
-	struct request_list list = STAILQ_HEAD_INITIALIZER(list);
+	struct worker *w = pool->worker;
 	struct request *req;
 
-	STAILQ_CONCAT(&list, &pool->worker->starved);
-	while ((req = STAILQ_FIRST(&list))) {
-		STAILQ_REMOVE_HEAD(&list, link);
-		atomic_fetch_sub(&pool->worker->nr_starved, 1);
-		request_carve(pool, req, pool->worker->q);
+	while ((req = STAILQ_FIRST(&w->starved)) && has_free_segment(pool)) {
+		STAILQ_REMOVE_HEAD(&w->starved, link);
+		atomic_fetch_sub(&w->nr_starved, 1);
+		request_carve(pool, req, w->q);
 	}
 }
 
@@ -216,9 +226,11 @@ void worker_pump(struct pool *pool)
 		worker_check_pass(pool);
 	}
 	jobs_finish_prepared(pool);
-	run_todo(pool);
-	if (!STAILQ_EMPTY(&w->starved))
-		run_starved(pool);
+	(void)jobs_resume_waiters(pool); /* none is as good as any: there is more to run */
+	do
+		run_todo(pool);
+	while (jobs_resume_waiters(pool));
+	run_starved(pool);
 	passdown_run(pool);
 	io_queue_kick(w->q);
 }

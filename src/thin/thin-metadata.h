@@ -63,7 +63,7 @@ struct thin_metadata_options {
 };
 
 /*
- * @dev stays the caller's.  Refuses what semantics.md says the kernel must refuse, and more;
+ * @dev stays the caller's.  Refuses what the kernel would, and more;
  * @error says what and what to do about it.
  *   -ENODATA     not formatted
  *   -EILSEQ, -ENOTBLK, -EUCLEAN  no thin-pool metadata, or damaged

@@ -6,7 +6,6 @@ import ctypes
 import errno
 import json
 import os
-import pathlib
 import random
 import socket
 import stat
@@ -38,8 +37,10 @@ CONFIGURATIONS = {
     'size too small': (b'[pool]\ncache_size = 1K\n', 2, '"1K"', '1M to 1T'),
     'size too large': (b'[pool]\ncache_size = 2T\n', 2, '"2T"', '1M to 1T'),
     'size negative': (b'[pool]\ncache_size = -1M\n', 2, '"-1M"', '1M to 1T'),
-    'size overflows 64 bits': (b'[pool]\ncache_size = 18446744073709551617\n', 2, '18446744073709551617'),
-    'size overflows with its unit': (b'[pool]\ncache_size = 99999999999999E\n', 2, '99999999999999E'),
+    'size overflows 64 bits': (b'[pool]\ncache_size = 18446744073709551617\n', 2,
+                               '18446744073709551617'),
+    'size overflows with its unit': (b'[pool]\ncache_size = 99999999999999E\n', 2,
+                                     '99999999999999E'),
     'count 0': (b'[fuse]\nworkers = 0\n', 2, '"0"', '1 to 64'),
     'count negative': (b'[fuse]\nworkers = -1\n', 2, '"-1"', '1 to 64'),
     'count too large': (b'[fuse]\nworkers = 65\n', 2, '"65"', '1 to 64'),
@@ -64,7 +65,8 @@ CONFIGURATIONS = {
     'control characters': (b'[pool]\ncache_size = \x1b[31m1M\n', 2, 'no value for cache_size'),
     'a line too long': (b'[pool]\n# ' + b'x' * 300 + b'\n', 2, 'longer than 180 bytes'),
     'a line of 1 MiB': (b'#' * MIB, None, 'larger than 65536 bytes'),
-    'a line of 1 MiB and more': (b'[pool]\ncache_size = ' + b'1' * MIB + b'\n', None, 'larger than 65536 bytes'),
+    'a line of 1 MiB and more': (b'[pool]\ncache_size = ' + b'1' * MIB + b'\n', None,
+                                 'larger than 65536 bytes'),
     'a binary': (bytes(range(256)) * 16, 1, 'UTF-8'),
 }
 
@@ -99,18 +101,25 @@ def test_configuration(tmp_path, name):
 @pytest.mark.quick
 def test_configuration_that_cannot_be_read(tmp_path):
     conf = tmp_path / 'conf'
-    refused(run(THINPOOLD, '-c', conf, '--check-config', check=False), FAILED, str(conf), 'no such file')
+    refused(run(THINPOOLD, '-c', conf, '--check-config', check=False), FAILED, str(conf),
+            'no such file')
     conf.mkdir()
-    refused(run(THINPOOLD, '-c', conf, '--check-config', check=False), FAILED, str(conf), 'directory')
+    refused(run(THINPOOLD, '-c', conf, '--check-config', check=False), FAILED, str(conf),
+            'directory')
     loop = tmp_path / 'loop'
     loop.symlink_to('loop')
     refused(run(THINPOOLD, '-c', loop, '--check-config', check=False), FAILED, str(loop))
+    # Nobody writes into it, and nobody waits for that.
+    fifo = tmp_path / 'fifo'
+    os.mkfifo(fifo)
+    refused(run(THINPOOLD, '-c', fifo, '--check-config', check=False, timeout=20), FAILED,
+            str(fifo), 'not a regular file')
     secret = tmp_path / 'secret'
     secret.write_text('[pool]\n')
     secret.chmod(0)
     if os.geteuid() == 0:
         for parent in list(tmp_path.parents)[:3] + [tmp_path]:
-            if parent.stat().st_uid == 0 and parent != pathlib.Path('/') and 'pytest' in str(parent):
+            if parent.stat().st_uid == 0 and 'pytest' in str(parent):
                 parent.chmod(0o755)
         p = as_nobody(THINPOOLD, '-c', secret, '--check-config')
     else:
@@ -142,15 +151,20 @@ FORMATS = {
     'block size 0': (USAGE, ['--size', '1G', '--block-size', '0'], '--block-size'),
     'block size of a sector': (USAGE, ['--size', '1G', '--block-size', '1s'], '64K'),
     'block size a word': (USAGE, ['--size', '1G', '--block-size', 'big'], 'big'),
-    'metadata too small': (USAGE, ['--size', '1G', '--metadata-size', '4K'], '--metadata-size', '2M'),
+    'metadata too small': (USAGE, ['--size', '1G', '--metadata-size', '4K'], '--metadata-size',
+                           '2M'),
     'metadata 0': (USAGE, ['--size', '1G', '--metadata-size', '0'], '--metadata-size'),
-    'data and metadata the same': (USAGE, ['--size', '1G', '--data', '@/x', '--metadata', '@/x'], 'same'),
-    'data and metadata the same by a link': (USAGE, ['--size', '1G', '--data', '@/file', '--metadata', '@/link'], 'same'),
+    'data and metadata the same': (USAGE, ['--size', '1G', '--data', '@/x', '--metadata', '@/x'],
+                                   'same'),
+    'data and metadata the same by a link': (
+        USAGE, ['--size', '1G', '--data', '@/file', '--metadata', '@/link'], 'same'),
     'data is a directory': (FAILED, ['--size', '1G', '--data', '@/dir'], '@/dir', 'neither'),
-    'data in no directory': (NOT_FOUND, ['--size', '1G', '--data', '@/none/x'], '@/none/x', 'not exist'),
+    'data in no directory': (NOT_FOUND, ['--size', '1G', '--data', '@/none/x'], '@/none/x',
+                             'not exist'),
     'metadata is a fifo': (FAILED, ['--size', '1G', '--metadata', '@/fifo'], '@/fifo', 'neither'),
     'data is no empty file': (EXISTS, ['--size', '1G', '--data', '@/full'], '@/full', '--force'),
-    'metadata is no empty file': (EXISTS, ['--size', '1G', '--metadata', '@/full'], '@/full', '--force'),
+    'metadata is no empty file': (EXISTS, ['--size', '1G', '--metadata', '@/full'], '@/full',
+                                  '--force'),
     'data is a short file': (EXISTS, ['--size', '1G', '--data', '@/short'], '@/short', '--force'),
     'an unknown option': (USAGE, ['--size', '1G', '--colour', 'blue'], '--colour'),
     'two directories': (USAGE, ['--size', '1G', 'another'], 'another'),
@@ -205,19 +219,24 @@ def test_permission_denied(bench):
     mnt = bench.tmp / 'theirs'
     mnt.mkdir()
     os.chown(mnt, NOBODY, NOBODY)
-    refused(as_nobody(THINPOOLCTL, 'format', bench.tmp / 'new', '--size', '1G'), FAILED, 'new', 'ermission denied')
-    refused(as_nobody(THINPOOLCTL, 'format', pooldir, '--size', '1G'), FAILED, str(pooldir), 'ermission denied')
+    refused(as_nobody(THINPOOLCTL, 'format', bench.tmp / 'new', '--size', '1G'), FAILED, 'new',
+            'ermission denied')
+    refused(as_nobody(THINPOOLCTL, 'format', pooldir, '--size', '1G'), FAILED, str(pooldir),
+            'ermission denied')
     refused(as_nobody(THINPOOLCTL, 'check', pooldir), FAILED, 'metadata', 'ermission denied')
     refused(as_nobody(THINPOOLD, '-f', pooldir, mnt), FAILED, 'metadata', 'ermission denied')
-    refused(as_nobody(THINPOOLD, '-f', '--read-only', pooldir, mnt), FAILED, 'metadata', 'ermission denied')
+    refused(as_nobody(THINPOOLD, '-f', '--read-only', pooldir, mnt), FAILED, 'metadata',
+            'ermission denied')
     assert snapshot_of(pooldir) == before
 
     d = bench.serve(pooldir)
     before = snapshot_of(pooldir)
     refused(as_nobody(THINPOOLCTL, 'list', d.mnt), FAILED, str(d.mnt), 'ermission denied')
-    refused(as_nobody(THINPOOLCTL, 'create', d.mnt / 'v', '--size', '1G'), FAILED, str(d.mnt), 'ermission denied')
+    refused(as_nobody(THINPOOLCTL, 'create', d.mnt / 'v', '--size', '1G'), FAILED, str(d.mnt),
+            'ermission denied')
     s = os.getxattr(d.mnt, 'user.thinpool.socket').decode()
-    p = as_nobody('/usr/bin/python3', '-c', f'import socket; socket.socket(socket.AF_UNIX).connect({s!r})')
+    p = as_nobody('/usr/bin/python3', '-c',
+                  f'import socket; socket.socket(socket.AF_UNIX).connect({s!r})')
     assert 'PermissionError' in p.stdout
     assert d.list() == [] and snapshot_of(pooldir) == before
 
@@ -227,7 +246,8 @@ def test_permission_denied(bench):
 @pytest.fixture(scope='module')
 def served():
     """A pool in service with a volume, and one that somebody unlinked while it was open."""
-    bench = Bench(tempfile.mkdtemp(prefix='thinpoold-test-', dir=os.environ.get('TP_SCRATCH', '/var/tmp')))
+    bench = Bench(tempfile.mkdtemp(prefix='thinpoold-test-',
+                                   dir=os.environ.get('TP_SCRATCH', '/var/tmp')))
     pooldir = bench.format('pool', '16M', '--metadata-size', '2M')
     d = bench.serve(pooldir)
     bench.ctl('create', d.vol('v'), '--size', '10M')
@@ -321,13 +341,14 @@ def test_name(served, case):
     existing = case == 'existing'
     code = EXISTS if existing else FAILED
     with nothing_changes(served):
-        if case not in ('dot', 'dot dot'):  # paths that mean other things to the shell and the kernel
+        # Paths that mean other things to the shell and the kernel.
+        if case not in ('dot', 'dot dot'):
             refused(run_bytes('create', path, '--size', '1M'), code, word)
             refused(run_bytes('snapshot', v, path), code, word)
             refused(run_bytes('rename', v, path), code, word)
-        for expected, call in ((None, lambda: os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR))),
-                               (None, lambda: os.mknod(path)),
-                               (None, lambda: os.link(v, path))):
+        for call in (lambda: os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR)),
+                     lambda: os.mknod(path),
+                     lambda: os.link(v, path)):
             with pytest.raises(OSError) as e:
                 call()
             assert e.value.errno in (errno.EINVAL, errno.ENAMETOOLONG, errno.EEXIST, errno.EPERM,
@@ -335,7 +356,8 @@ def test_name(served, case):
         if not existing and case not in ('dot', 'dot dot'):
             with pytest.raises(OSError) as e:
                 os.rename(v, path)
-            assert e.value.errno in (errno.EINVAL, errno.ENAMETOOLONG, errno.EPERM, errno.EISDIR), e.value
+            assert e.value.errno in (errno.EINVAL, errno.ENAMETOOLONG, errno.EPERM,
+                                     errno.EISDIR), e.value
 
 
 def run_bytes(verb, *args):
@@ -348,14 +370,17 @@ def run_bytes(verb, *args):
 # Verb, arguments ('@': the mount), exit code, words.
 VERBS = {
     'volume without a name': ('create', ['@/', '--size', '1M'], NO_DAEMON, ['no pool']),
-    'volume in a directory that is none': ('create', ['@/v/w', '--size', '1M'], NO_DAEMON, ['@/v', 'no pool']),
-    'volume in .thinpool': ('create', ['@/.thinpool/w', '--size', '1M'], NO_DAEMON, ['.thinpool', 'no pool']),
+    'volume in a directory that is none': ('create', ['@/v/w', '--size', '1M'], NO_DAEMON,
+                                           ['@/v', 'no pool']),
+    'volume in .thinpool': ('create', ['@/.thinpool/w', '--size', '1M'], NO_DAEMON,
+                            ['.thinpool', 'no pool']),
     'empty path': ('create', ['', '--size', '1M'], NO_DAEMON, ['no pool']),
     'a pool directory': ('list', ['/'], NO_DAEMON, ['/', 'no pool']),
     'no size': ('create', ['@/new'], USAGE, ['--size']),
     'size over 64 bits': ('create', ['@/new', '--size', '16E'], USAGE, ['16E', 'too large']),
     'size over the limit': ('create', ['@/new', '--size', '7E'], FAILED, ['bytes at most']),
-    'size just over the limit': ('create', ['@/new', '--size', str((64 << 50) + 1)], FAILED, [str(64 << 50), 'bytes at most']),
+    'size just over the limit': ('create', ['@/new', '--size', str((64 << 50) + 1)], FAILED,
+                                 [str(64 << 50), 'bytes at most']),
     'size negative': ('create', ['@/new', '--size=-1'], USAGE, ['-1']),
     'size with a unit of nothing': ('create', ['@/new', '--size', 'G'], USAGE, ['"G"']),
     'resize to no size': ('resize', ['@/v', 'much'], USAGE, ['much']),
@@ -367,7 +392,8 @@ VERBS = {
     'rename of nothing': ('rename', ['@/none', '@/s'], NOT_FOUND, ['"none"']),
     'delete of nothing': ('delete', ['@/none'], NOT_FOUND, ['"none"']),
     'delete of .thinpool': ('delete', ['@/.thinpool'], NOT_FOUND, ['.thinpool']),
-    'format of a mounted pool': ('format', ['@POOL', '--size', '1G', '--force'], BUSY, ['data', 'stop']),
+    'format of a mounted pool': ('format', ['@POOL', '--size', '1G', '--force'], BUSY,
+                                 ['data', 'stop']),
     'check of a mounted pool': ('check', ['@POOL'], BUSY, ['metadata', 'stop']),
     'check of nothing': ('check', ['@/none'], NOT_FOUND, ['@/none/metadata', 'not exist']),
     'too few arguments': ('rename', ['@/v'], USAGE, ['MNT/NEW']),
@@ -383,7 +409,8 @@ def test_verb(served, name):
     def fill(text):
         return text.replace('@POOL', str(served.pooldir)).replace('@', str(served.mnt))
     with nothing_changes(served):
-        refused(run(THINPOOLCTL, verb, *map(fill, args), check=False, timeout=60), code, *map(fill, words))
+        refused(run(THINPOOLCTL, verb, *map(fill, args), check=False, timeout=60), code,
+                *map(fill, words))
 
 
 def test_a_second_daemon(served, bench):
@@ -391,7 +418,8 @@ def test_a_second_daemon(served, bench):
     mnt.mkdir()
     with nothing_changes(served):
         for args in ([], ['--read-only']):
-            refused(run(THINPOOLD, '-f', *args, served.pooldir, mnt, check=False), FAILED, 'metadata', 'in use', 'stop')
+            refused(run(THINPOOLD, '-f', *args, served.pooldir, mnt, check=False), FAILED,
+                    'metadata', 'in use', 'stop')
 
 
 def test_sizes_in_calls(served):
@@ -434,7 +462,8 @@ OURS = {
     'make a directory in it': (lambda m: os.mkdir(m / '.thinpool/new'), 'EPERM'),
     'make a directory beside it': (lambda m: os.mkdir(m / 'new'), 'EPERM'),
     'make a link in it': (lambda m: os.symlink('x', m / '.thinpool/new'), 'EPERM'),
-    'make a device': (lambda m: os.mknod(m / 'null', stat.S_IFCHR | 0o600, os.makedev(1, 3)), 'EPERM'),
+    'make a device': (lambda m: os.mknod(m / 'null', stat.S_IFCHR | 0o600, os.makedev(1, 3)),
+                      'EPERM'),
     'make a fifo': (lambda m: os.mkfifo(m / 'fifo'), 'EPERM'),
     'remove it': (lambda m: os.rmdir(m / '.thinpool'), 'EPERM'),
     'unlink it': (lambda m: os.unlink(m / '.thinpool'), 'EISDIR'),
@@ -455,7 +484,8 @@ OURS = {
     'open what it has not': (lambda m: open(m / '.thinpool/none'), 'ENOENT'),
     'open it as a file': (lambda m: os.open(m / '.thinpool', os.O_RDWR), 'EISDIR'),
     'an attribute of it': (lambda m: os.getxattr(m / '.thinpool', 'user.thinpool.id'), 'ENODATA'),
-    'set an attribute of it': (lambda m: os.setxattr(m / '.thinpool', 'user.thinpool.id', b'7'), 'EPERM'),
+    'set an attribute of it': (lambda m: os.setxattr(m / '.thinpool', 'user.thinpool.id', b'7'),
+                               'EPERM'),
     'set an unknown attribute': (lambda m: os.setxattr(m / 'v', 'user.mine', b'7'), 'ENOTSUP'),
     'remove an attribute': (lambda m: os.removexattr(m / 'v', 'user.thinpool.id'), 'EPERM'),
 }
@@ -491,7 +521,8 @@ MESSAGES = {
     'null': (b'null', 'Failed', ''),
     'empty object': (b'{}', 'Failed', 'method'),
     'deep': (b'[' * 30000 + b']' * 30000, 'Failed', 'depth'),
-    'deep in the parameters': (b'{"method": "org.thinpoold.List", "parameters": ' + b'{"a":' * 5000 + b'1' + b'}' * 5001, 'Failed', 'depth'),
+    'deep in the parameters': (b'{"method": "org.thinpoold.List", "parameters": ' +
+                               b'{"a":' * 5000 + b'1' + b'}' * 5001, 'Failed', 'depth'),
     'method is a number': (b'{"method": 5}', 'Failed', 'method'),
     'method is null': (b'{"method": null}', 'Failed', 'method'),
     'method is unknown': (call(INTERFACE + 'Explode'), 'MethodNotFound', ''),
@@ -502,7 +533,8 @@ MESSAGES = {
     'parameters are a list': (call(INTERFACE + 'List', [1]), 'InvalidParameter', 'object'),
     'parameters are a number': (call(INTERFACE + 'List', 1), 'InvalidParameter', 'object'),
     'a parameter too many': (call(INTERFACE + 'List', {'all': True}), 'InvalidParameter', 'all'),
-    'a parameter with a long name': (call(INTERFACE + 'List', {'\u00e9' * 20000: True}), 'InvalidParameter', 'unknown'),
+    'a parameter with a long name': (call(INTERFACE + 'List', {'\u00e9' * 20000: True}),
+                                     'InvalidParameter', 'unknown'),
     'a parameter too few': (create(name='new'), 'InvalidParameter', 'size'),
     'no parameters': (call(INTERFACE + 'Create'), 'InvalidParameter', 'name'),
     'name is a number': (create(name=5, size=1), 'InvalidParameter', 'name'),
@@ -512,18 +544,22 @@ MESSAGES = {
     'name leads out': (create(name='../v', size=1), 'Failed', '"/"'),
     'name with a NUL': (create(name='v\0', size=1), 'Failed', 'not allowed'),
     'name of 256 bytes': (create(name='x' * 256, size=1), 'InvalidParameter', '255'),
-    'name is half a surrogate': (b'{"method": "org.thinpoold.Create", "parameters": {"name": "\\ud800", "size": 1}}', 'Failed', ''),
+    'name is half a surrogate': (b'{"method": "org.thinpoold.Create", "parameters": '
+                                 b'{"name": "\\ud800", "size": 1}}', 'Failed', ''),
     'name with control characters': (create(name='a\nb', size=1), 'Failed', 'control'),
     'size is a string': (create(name='new', size='10'), 'InvalidParameter', 'size'),
     'size is negative': (create(name='new', size=-1), 'InvalidParameter', 'size'),
     'size has a fraction': (create(name='new', size=1.5), 'InvalidParameter', 'size'),
     'size over 63 bits': (create(name='new', size=1 << 63), 'Failed', ''),
     'size over the limit': (create(name='new', size=(1 << 63) - 1), 'Failed', 'bytes at most'),
-    'flag is a number': (call(INTERFACE + 'Resize', {'name': 'v', 'size': 1, 'shrink': 1}), 'InvalidParameter', 'shrink'),
+    'flag is a number': (call(INTERFACE + 'Resize', {'name': 'v', 'size': 1, 'shrink': 1}),
+                         'InvalidParameter', 'shrink'),
     'delete of nothing': (call(INTERFACE + 'Delete', {'name': 'none'}), 'NotFound', '"none"'),
     'create of what exists': (create(name='v', size=1), 'Exists', '"v"'),
-    'shrink without saying so': (call(INTERFACE + 'Resize', {'name': 'v', 'size': 1}), 'Failed', '--shrink'),
-    'description of nothing': (call('org.varlink.service.GetInterfaceDescription', {'interface': 'x'}), 'InterfaceNotFound', ''),
+    'shrink without saying so': (call(INTERFACE + 'Resize', {'name': 'v', 'size': 1}), 'Failed',
+                                 '--shrink'),
+    'description of nothing': (call('org.varlink.service.GetInterfaceDescription',
+                                    {'interface': 'x'}), 'InterfaceNotFound', ''),
     'huge': (b'"' + b'x' * 100000, 'Failed', '65536'),
     'huge without an end': (b' ' * 300000, 'Failed', '65536'),
 }
@@ -603,7 +639,8 @@ def test_random_messages(served, seed):
             message = bytearray(rng.choice(good))
             for _ in range(rng.randrange(1, 6)):
                 at = rng.randrange(len(message))
-                message[at:at + rng.randrange(3)] = rng.randbytes(rng.randrange(3)).replace(b'\0', b'x')
+                message[at:at + rng.randrange(3)] = rng.randbytes(rng.randrange(3)).replace(b'\0',
+                    b'x')
             s = control(served)
             s.sendall(bytes(message) + b'\0')
             reply = json.loads(answer(s))
@@ -618,7 +655,8 @@ def test_mount_points(bench):
     before = snapshot_of(pooldir)
 
     def refuse(mnt, *words, foreground=('-f',)):
-        refused(run(THINPOOLD, *foreground, pooldir, mnt, check=False, timeout=60), FAILED, str(mnt), *words)
+        refused(run(THINPOOLD, *foreground, pooldir, mnt, check=False, timeout=60), FAILED,
+                str(mnt), *words)
         assert snapshot_of(pooldir) == before
 
     full = bench.tmp / 'full'
@@ -683,7 +721,8 @@ def test_a_volume_deleted_while_open_looped_and_written(bench):
     # Its name is free for another, and a snapshot of what has no name is refused.
     bench.ctl('create', d.vol('v'), '--size', '1M')
     assert os.stat(d.vol('v')).st_size == MIB
-    assert LIBC.linkat(-100, f'/proc/self/fd/{fd}'.encode(), -100, os.fsencode(d.vol('snap')), AT_SYMLINK_FOLLOW)
+    assert LIBC.linkat(-100, f'/proc/self/fd/{fd}'.encode(), -100, os.fsencode(d.vol('snap')),
+                       AT_SYMLINK_FOLLOW)
     assert ctypes.get_errno() == errno.ENOENT
     used = d.status()['data_used']
     assert used >= 8 * MIB

@@ -104,6 +104,25 @@ void pool_rig_destroy(struct pool_rig *rig)
 	free(rig);
 }
 
+int pool_rig_end(struct pool_rig *rig, struct volume *v)
+{
+	if (v)
+		rig_close_volume(v);
+	assert_int_equal(pool_rig_close(rig), 0);
+	assert_true(pool_rig_is_clean(rig));
+	pool_rig_destroy(rig);
+	return 0;
+}
+
+int pool_rig_end_failed(struct pool_rig *rig, struct volume *v)
+{
+	if (v)
+		rig_close_volume(v);
+	(void)pool_rig_close(rig);
+	pool_rig_destroy(rig);
+	return 0;
+}
+
 bool pool_rig_is_clean(struct pool_rig *rig)
 {
 	return thin_device_is_clean(fault_device_inner(rig->meta));

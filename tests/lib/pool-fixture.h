@@ -27,6 +27,13 @@ struct pool_rig *pool_rig_create(uint64_t block_bytes, uint64_t nr_blocks, uint3
 struct pool_rig *pool_rig_create_sized(uint64_t block_bytes, uint64_t nr_blocks, uint32_t alignment,
 				       uint64_t metadata_bytes);
 void pool_rig_destroy(struct pool_rig *rig);
+/*
+ * How a test ends: @v (NULL: none) and the pool are closed, which must succeed and leave the
+ * metadata clean, and all is freed.  Returns 0, for teardown.
+ */
+int pool_rig_end(struct pool_rig *rig, struct volume *v);
+/* The same after a failure of the pool: nothing can be expected of it. */
+int pool_rig_end_failed(struct pool_rig *rig, struct volume *v);
 
 void pool_rig_open(struct pool_rig *rig);
 int pool_rig_close(struct pool_rig *rig);

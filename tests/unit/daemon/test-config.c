@@ -133,6 +133,7 @@ static void a_missing_file_is_told_apart(void **state)
 	assert_string_equal(error.text, "");
 	assert_int_equal(config_read("/tmp", &cfg, &error), -EINVAL);
 	assert_non_null(strstr(error.text, "/tmp: cannot be read"));
+	assert_int_equal(config_read("/dev/null", &cfg, NULL), 0);
 }
 
 /* The text is refused, the line number and the word are told, and the configuration stays. */

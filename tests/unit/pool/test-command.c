@@ -28,10 +28,7 @@ static int setup(void **state)
 static int teardown(void **state)
 {
 	(void)state;
-	assert_int_equal(pool_rig_close(rig), 0);
-	assert_true(pool_rig_is_clean(rig));
-	pool_rig_destroy(rig);
-	return 0;
+	return pool_rig_end(rig, NULL);
 }
 
 static void fill(const char *name, uint64_t offset, uint64_t length, int byte)
@@ -417,6 +414,38 @@ static void what_was_cut_off_never_comes_back(void **state)
 	assert_true(reads_as(rig, "s", 0, 4 * BLOCK, 5));
 	assert_int_equal(resize(rig, POOL_CMD_SHRINK, "a", 0), 0);
 	assert_int_equal(info_of(rig, "a").mapped_bytes, 0);
+}
+
+/* What is left of a block shared with a snapshot has to be copied, and there is nowhere to. */
+static void a_cut_that_finds_no_block_fails_and_keeps_all(void **state)
+{
+	struct volume *v;
+	int r;
+
+	(void)state;
+	assert_int_equal(create(rig, "a", 4 * BLOCK), 0);
+	fill("a", 0, 4 * BLOCK, 1);
+	assert_int_equal(snapshot(rig, 0, "a", "s"), 0);
+	assert_int_equal(create(rig, "b", 256 * BLOCK), 0);
+	v = rig_open_volume(rig, "b");
+	for (uint64_t n = 0; !(r = rig_fill(rig, v, n * BLOCK, BLOCK, 2));)
+		n++;
+	rig_close_volume(v);
+	assert_int_equal(r, -ENOSPC);
+	assert_int_equal(resize(rig, POOL_CMD_SHRINK, "a", BLOCK + 700), -ENOSPC);
+
+	/* The same where writers wait: a command does not. */
+	rig->options.queue_if_no_space = true;
+	pool_rig_reopen(rig);
+	assert_int_equal(resize(rig, POOL_CMD_SHRINK, "a", BLOCK + 700), -ENOSPC);
+	assert_int_equal(info_of(rig, "a").size_bytes, 4 * BLOCK);
+	v = rig_open_volume(rig, "a");
+	assert_true(rig_reads_as(rig, v, 0, 4 * BLOCK, 1));
+	/* Whole blocks need none.  What that frees is found, though only a commit makes it free. */
+	assert_int_equal(rig_punch(rig, v, 3 * BLOCK, BLOCK), 0);
+	rig_close_volume(v);
+	assert_int_equal(delete_volume(rig, 0, "s"), 0);
+	assert_int_equal(resize(rig, POOL_CMD_SHRINK, "a", BLOCK + 700), 0);
 }
 
 /* ---- read-only volumes ---- */
@@ -850,6 +879,7 @@ int main(void)
 		TEST(exchange_swaps_two_names),
 		TEST(a_volume_grows_and_reads_zeros_there),
 		TEST(what_was_cut_off_never_comes_back),
+		TEST(a_cut_that_finds_no_block_fails_and_keeps_all),
 		TEST(a_volume_can_be_made_read_only_and_writable_again),
 		TEST(commands_that_wait_share_a_commit),
 		TEST(a_command_sees_what_the_one_before_it_did),

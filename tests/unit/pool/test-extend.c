@@ -31,11 +31,7 @@ static int setup(void **state)
 static int teardown(void **state)
 {
 	(void)state;
-	rig_close_volume(v);
-	assert_int_equal(pool_rig_close(rig), 0);
-	assert_true(pool_rig_is_clean(rig));
-	pool_rig_destroy(rig);
-	return 0;
+	return pool_rig_end(rig, v);
 }
 
 /* 0: as it is. */

@@ -53,11 +53,7 @@ static int teardown(void **state)
 {
 	(void)state;
 	log_set_tap(NULL, NULL);
-	rig_close_volume(v);
-	assert_int_equal(pool_rig_close(rig), 0);
-	assert_true(pool_rig_is_clean(rig));
-	pool_rig_destroy(rig);
-	return 0;
+	return pool_rig_end(rig, v);
 }
 
 static uint64_t nr_free(void)

@@ -33,11 +33,7 @@ static int setup(void **state)
 static int teardown(void **state)
 {
 	(void)state;
-	rig_close_volume(v);
-	assert_int_equal(pool_rig_close(rig), 0);
-	assert_true(pool_rig_is_clean(rig));
-	pool_rig_destroy(rig);
-	return 0;
+	return pool_rig_end(rig, v);
 }
 
 /* The data device has held something before: nothing of it is known to be zero. */
@@ -279,6 +275,40 @@ static void a_volume_that_is_read_only_refuses_writes(void **state)
 	rig_close_volume(snap);
 }
 
+/* ---- more at once than there is room for ---- */
+
+#define NR_WRITES 600u
+#define NR_JOBS 256u /* as in job.c */
+
+/* The first ones take all jobs; of those that wait most will not need one, as there is no space. */
+static void whoever_waits_for_a_job_goes_on_also_when_others_need_none(void **state)
+{
+	static _Alignas(4096) uint8_t page[4096];
+	struct rig_request *reqs = calloc(NR_WRITES, sizeof(*reqs));
+	uint64_t written = 0, room;
+
+	(void)state;
+	assert_non_null(reqs);
+	rig_close_volume(v);
+	pool_rig_destroy(rig);
+	rig = pool_rig_create(BLOCK, NR_JOBS + 40, 512);
+	v = rig_create_volume(rig, "vol", NR_WRITES * BLOCK);
+	room = (rig_status(rig).data_total - rig_status(rig).data_used) / BLOCK;
+	fault_device_delay(rig->data, WRITES);
+	for (unsigned i = 0; i < NR_WRITES; i++)
+		rig_start(rig, &reqs[i], v, POOL_WRITE, i * BLOCK, sizeof(page), page);
+	assert_true(fault_device_wait_held(rig->data, NR_JOBS));
+	fault_device_release_all(rig->data);
+	for (unsigned i = 0; i < NR_WRITES; i++) {
+		int r = rig_wait(rig, &reqs[i]);
+
+		assert_true(r == 0 || r == -ENOSPC);
+		written += r == 0;
+	}
+	assert_int_equal(written, room);
+	free(reqs);
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -296,6 +326,7 @@ int main(void)
 		T(a_failed_first_write_leaks_nothing),
 		T(a_failed_copy_leaves_the_shared_block),
 		T(a_volume_that_is_read_only_refuses_writes),
+		T(whoever_waits_for_a_job_goes_on_also_when_others_need_none),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

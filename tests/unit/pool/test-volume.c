@@ -35,10 +35,7 @@ static int setup(void **state)
 static int teardown(void **state)
 {
 	(void)state;
-	assert_int_equal(pool_rig_close(rig), 0);
-	assert_true(pool_rig_is_clean(rig));
-	pool_rig_destroy(rig);
-	return 0;
+	return pool_rig_end(rig, NULL);
 }
 
 static struct volume *get(thin_id_t id)
@@ -308,6 +305,46 @@ static void devices_and_records_need_not_match(void **state)
 	assert_int_equal(info_of(rig, "d").size_bytes, 77);
 }
 
+/*
+ * The record of a device that somebody else has made may need a data block of its own, and the last
+ * one may just have been written to.
+ */
+static void a_size_without_room_for_its_first_record_costs_nothing_else(void **state)
+{
+	struct thin_metadata *tmd;
+	struct volume *v, *pad;
+	uint64_t n = 0;
+
+	(void)state;
+	tmd = open_metadata();
+	assert_int_equal(thin_metadata_create_thin(tmd, 5000), 0);
+	close_metadata(tmd);
+	pad = rig_create_volume(rig, "pad", 1024 * BLOCK);
+	while (rig_status(rig).data_total - rig_status(rig).data_used > BLOCK)
+		assert_int_equal(rig_fill(rig, pad, n++ * BLOCK, BLOCK, 1), 0);
+	v = rig_open_volume(rig, "thin-5000");
+	assert_int_equal(rig_fill(rig, v, 0, BLOCK, 7), 0);
+	assert_int_equal(rig_flush(rig, v), 0);
+	assert_int_equal(rig_fill(rig, v, 0, BLOCK, 8), 0);
+	rig_close_volume(v);
+	rig_close_volume(pad);
+
+	pool_rig_reopen(rig);
+	pad = rig_open_volume(rig, "pad");
+	assert_int_equal(info_of(rig, "thin-5000").size_bytes, BLOCK);
+	v = rig_open_volume(rig, "thin-5000");
+	assert_true(rig_reads_as(rig, v, 0, BLOCK, 8));
+	/* With room it gets a record, and goes like any other then. */
+	assert_int_equal(rig_punch(rig, pad, 0, 4 * BLOCK), 0);
+	assert_int_equal(rig_commit(rig), 0);
+	assert_int_equal(rig_fill(rig, v, 2 * BLOCK, 100, 9), 0);
+	assert_int_equal(rig_flush(rig, v), 0);
+	rig_close_volume(v);
+	rig_close_volume(pad);
+	pool_rig_reopen(rig);
+	assert_int_equal(info_of(rig, "thin-5000").size_bytes, 2 * BLOCK + 100);
+}
+
 /* Call @fn for the records of @name (old ones too) where the data is. */
 static void change_record(const char *name, void (*fn)(struct disk_catalog_record *d))
 {
@@ -554,6 +591,43 @@ static void others_may_look_while_volumes_come_and_go(void **state)
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
+/* ---- what cannot be read ---- */
+
+/* The records of "a" and of "far" lie in two blocks; that of "far" cannot be read. */
+static void read_only_a_pool_is_served_without_the_names_it_cannot_read(void **state)
+{
+	struct fault fault = { .ops = FAULT_OP(IO_READ), .count = UINT64_MAX, .length = BLOCK };
+	struct io_device *mem = fault_device_inner(rig->data);
+	struct pool_options options = rig->options;
+	struct thin_metadata *tmd;
+	uint64_t at = 0;
+
+	(void)state;
+	assert_int_equal(create(rig, "a", BLOCK), 0);
+	tmd = open_metadata();
+	assert_int_equal(thin_metadata_create_thin(tmd, 5000), 0);
+	close_metadata(tmd);
+	assert_int_equal(rename_to(rig, 0, "thin-5000", "far"), 0);
+	while (strcmp((char *)((struct disk_catalog_record *)((uint8_t *)mem_device_data(mem) + at))
+			      ->name,
+		      "far") != 0)
+		at += CATALOG_RECORD_BYTES;
+	fault.offset = at / BLOCK * BLOCK;
+	assert_int_equal(pool_rig_close(rig), 0);
+	fault_device_add(rig->data, &fault);
+
+	assert_int_equal(pool_open_devices(&options, rig->meta, rig->data, &rig->pool, NULL), -EIO);
+	rig->options.read_only = true;
+	pool_rig_open(rig);
+	assert_int_equal(info_of(rig, "a").size_bytes, BLOCK);
+	assert_int_equal(info_of(rig, "thin-5000").id, 5000);
+	assert_false(exists(rig, "far"));
+
+	fault_device_clear(rig->data);
+	pool_rig_reopen(rig);
+	assert_true(exists(rig, "far"));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -568,6 +642,8 @@ int main(void)
 		TEST(a_pool_without_names_has_fewer_commands),
 		TEST(a_pool_without_names_lets_open_volumes_live),
 		TEST(devices_and_records_need_not_match),
+		TEST(read_only_a_pool_is_served_without_the_names_it_cannot_read),
+		TEST(a_size_without_room_for_its_first_record_costs_nothing_else),
 		TEST(two_records_with_one_name_are_both_served),
 		TEST(a_record_without_a_device_is_erased),
 		TEST(a_deleted_volume_leaves_no_record),

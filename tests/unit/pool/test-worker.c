@@ -17,8 +17,9 @@
 #include "fault-device.h"
 #include "mem-device.h"
 #include "pool-fixture.h"
-#include "pool/pool-internal.h"
+#include "pool/request.h"
 #include "prng.h"
+#include "util/clock.h"
 
 #define BLOCK (64 * KIB)
 #define FLUSHES FAULT_OP(IO_FLUSH)
@@ -37,11 +38,7 @@ static int setup(void **state)
 static int teardown(void **state)
 {
 	(void)state;
-	rig_close_volume(v);
-	assert_int_equal(pool_rig_close(rig), 0);
-	assert_true(pool_rig_is_clean(rig));
-	pool_rig_destroy(rig);
-	return 0;
+	return pool_rig_end(rig, v);
 }
 
 /* ---- flush ---- */
@@ -294,10 +291,7 @@ static void unreadable_metadata_fails_the_pool(void **state)
 static int teardown_failed(void **state)
 {
 	(void)state;
-	rig_close_volume(v);
-	(void)pool_rig_close(rig);
-	pool_rig_destroy(rig);
-	return 0;
+	return pool_rig_end_failed(rig, v);
 }
 
 static void writes_in_flight_at_an_abort_fail(void **state)
@@ -463,6 +457,56 @@ static void a_snapshot_waits_for_writes_in_flight_and_holds_back_later_ones(void
 	free(buffers);
 }
 
+/* ---- waiting for segments ---- */
+
+static bool is_starved(void *unused)
+{
+	(void)unused;
+	return atomic_load(&rig->pool->worker->nr_starved) > 0;
+}
+
+static uint64_t worker_cpu_usec(void)
+{
+	clockid_t clock;
+
+	assert_int_equal(pthread_getcpuclockid(rig->pool->worker->thread, &clock), 0);
+	return time_read_usec(clock);
+}
+
+/* The volume is quiesced, so each part of the request stays at the gate and keeps its segment. */
+static void the_worker_sleeps_while_a_request_waits_for_segments(void **state)
+{
+	struct pool_command grow = { .op = POOL_RESIZE, .name = "vol", .size_bytes = 8192 * MIB };
+	struct rig_request write, allocate;
+	uint8_t *buffer = io_buffer_alloc(BLOCK);
+	uint64_t deadline, cpu;
+	atomic_bool snapped = false;
+	pthread_t thread;
+
+	(void)state;
+	memset(buffer, 1, BLOCK);
+	assert_int_equal(pool_command_run(rig->pool, &grow), 0);
+	fault_device_delay(rig->data, FAULT_OP(IO_WRITE));
+	rig_start(rig, &write, v, POOL_WRITE, 0, BLOCK, buffer);
+	assert_true(fault_device_wait_held(rig->data, 1));
+	assert_int_equal(pthread_create(&thread, NULL, take_snapshot, &snapped), 0);
+	assert_true(rig_await(rig, gate_is_closed, NULL));
+	rig_start(rig, &allocate, v, POOL_ALLOCATE, BLOCK, 8191 * MIB, NULL);
+	assert_true(rig_await(rig, is_starved, NULL));
+
+	deadline = time_monotonic_usec() + 200 * USEC_PER_MSEC;
+	cpu = worker_cpu_usec();
+	while (time_monotonic_usec() < deadline)
+		io_queue_run(rig->q, 10 * USEC_PER_MSEC);
+	assert_true(worker_cpu_usec() - cpu < 50 * USEC_PER_MSEC);
+
+	fault_device_release_all(rig->data);
+	assert_int_equal(rig_wait(rig, &write), 0);
+	assert_int_equal(rig_wait(rig, &allocate), -ENOSPC); /* but it has come to its end */
+	pthread_join(thread, NULL);
+	free(buffer);
+}
+
 /* ---- throttle ---- */
 
 static void who_may_not_sleep_is_parked_while_the_worker_catches_up(void **state)
@@ -501,6 +545,7 @@ int main(void)
 		T_FAILED(writes_in_flight_at_an_abort_fail),
 		T(a_snapshot_has_all_that_was_acknowledged_and_nothing_later),
 		T(a_snapshot_waits_for_writes_in_flight_and_holds_back_later_ones),
+		T(the_worker_sleeps_while_a_request_waits_for_segments),
 		T(who_may_not_sleep_is_parked_while_the_worker_catches_up),
 	};
 
