@@ -4,6 +4,7 @@
  * module.
  */
 #include <errno.h>
+#include <unistd.h>
 
 #include "fixture.h"
 
@@ -147,6 +148,110 @@ static void shrunk_pages_lose_their_memory(void **state)
 	bufio_release(b);
 }
 
+static void what_a_reclaim_reports_is_free_when_it_returns(void **state)
+{
+	struct fixture *f = *state;
+	struct shrinkers_report report;
+
+	for (mblock_t i = 0; i < 200; i++)
+		read_word(f, i);
+	shrinkers_reclaim(4, &report);
+	assert_int_equal(report.nr_results, 1);
+	assert_int_equal(report.results[0].freed, 50);
+	assert_int_equal(report.bytes, 50 * METADATA_BLOCK_SIZE);
+	assert_int_equal(stats(f).cached_bytes, 150 * METADATA_BLOCK_SIZE);
+	for (mblock_t i = 500; i < 510; i++)
+		write_word(f, i, 1);
+	shrinkers_reclaim(1, &report);
+	assert_int_equal(report.results[0].asked, 150); /* dirty ones are not offered */
+	assert_int_equal(report.results[0].freed, 150);
+	assert_int_equal(stats(f).cached_bytes, 10 * METADATA_BLOCK_SIZE);
+	assert_int_equal(stats(f).dirty_bytes, 10 * METADATA_BLOCK_SIZE);
+}
+
+/* ---- everybody at the same time ---- */
+
+#define NR_READERS 3
+#define LOOKUPS 50000u /* of each */
+
+struct busy {
+	struct fixture *f;
+	pthread_t thread;
+	unsigned seed;
+	uint64_t wrong, done;
+	atomic_bool *stop;
+	atomic_uint *running;
+};
+
+/* As lookups do: under meta_root shared, so that no buffer is held when it is reset. */
+static void *look_up(void *arg)
+{
+	struct busy *b = arg;
+	struct fixture *f = b->f;
+
+	for (; b->done < LOOKUPS; b->done++) {
+		mblock_t block = (mblock_t)rand_r(&b->seed) % NR_BLOCKS;
+		struct bufio_buffer *buffer;
+
+		lock_meta_root_shared(&f->meta_root);
+		if (bufio_read(f->c, block, &buffer)) {
+			b->wrong++;
+		} else {
+			b->wrong += first_word(bufio_data(buffer)) != block;
+			bufio_release(buffer);
+		}
+		unlock_meta_root_shared(&f->meta_root);
+	}
+	atomic_fetch_sub(b->running, 1);
+	return NULL;
+}
+
+static void *give_back(void *arg)
+{
+	struct busy *b = arg;
+	struct shrinkers_report report;
+
+	while (!atomic_load(b->stop)) {
+		shrinkers_reclaim(b->done % 2 ? 1 : 4, &report);
+		b->wrong += report.results[0].freed > report.results[0].asked;
+		b->done++;
+	}
+	return NULL;
+}
+
+static void lookups_and_resets_go_on_while_memory_is_given_back(void **state)
+{
+	struct fixture *f = *state;
+	atomic_bool stop = false;
+	atomic_uint running = NR_READERS;
+	struct busy readers[NR_READERS], shrinker = { .f = f, .stop = &stop };
+	uint64_t above = 0;
+
+	assert_int_equal(pthread_create(&shrinker.thread, NULL, give_back, &shrinker), 0);
+	for (unsigned i = 0; i < NR_READERS; i++) {
+		readers[i] = (struct busy){ .f = f, .seed = i, .running = &running };
+		assert_int_equal(pthread_create(&readers[i].thread, NULL, look_up, &readers[i]), 0);
+	}
+	while (atomic_load(&running)) {
+		reset(f);
+		/* A reader has one above the limit while the helper makes room. */
+		above += stats(f).cached_bytes > (LIMIT_BLOCKS + NR_READERS) * METADATA_BLOCK_SIZE;
+		usleep(1000); /* so that there is something to reset */
+	}
+	for (unsigned i = 0; i < NR_READERS; i++)
+		pthread_join(readers[i].thread, NULL);
+	atomic_store(&stop, true);
+	pthread_join(shrinker.thread, NULL);
+	for (unsigned i = 0; i < NR_READERS; i++) {
+		assert_int_equal(readers[i].done, LOOKUPS);
+		assert_int_equal(readers[i].wrong, 0);
+	}
+	assert_int_equal(shrinker.wrong, 0);
+	assert_true(shrinker.done > 10);
+	assert_true(stats(f).shrunk_buffers > 0);
+	assert_int_equal(above, 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -159,6 +264,8 @@ int main(void)
 		FACT(without_memory_dirty_buffers_are_written_to_go_on),
 		FACT(shrinker_frees_through_the_helper),
 		FACT(shrunk_pages_lose_their_memory),
+		FACT(what_a_reclaim_reports_is_free_when_it_returns),
+		FACT(lookups_and_resets_go_on_while_memory_is_given_back),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

@@ -13,6 +13,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "fault-device.h"
 #include "mem-device.h"
@@ -525,6 +526,36 @@ static void who_may_not_sleep_is_parked_while_the_worker_catches_up(void **state
 	free(buffer);
 }
 
+static void *release_after_a_while(void *arg)
+{
+	uint64_t end = time_monotonic_usec() + 1200000; /* what the worker calls behind, and more */
+
+	while (time_monotonic_usec() < end)
+		usleep(10000);
+	fault_device_release_all(arg);
+	return NULL;
+}
+
+/* The commit of a slow device is a slow pass. */
+static void a_pass_that_takes_long_is_told(void **state)
+{
+	struct pool_status before = rig_status(rig), after;
+	pthread_t thread;
+
+	(void)state;
+	assert_int_equal(before.stats.throttles, 0);
+	assert_int_equal(before.longest_throttle_usec, 0);
+	assert_int_equal(rig_fill(rig, v, 0, BLOCK, 1), 0);
+	fault_device_delay(rig->meta, FLUSHES);
+	assert_int_equal(pthread_create(&thread, NULL, release_after_a_while, rig->meta), 0);
+	assert_int_equal(rig_flush(rig, v), 0);
+	pthread_join(thread, NULL);
+	assert_int_equal(rig_commit(rig), 0); /* the pass has ended */
+	after = rig_status(rig);
+	assert_int_equal(after.stats.throttles, 1);
+	assert_int_equal(after.stats.throttle_usec, after.longest_throttle_usec); /* the one */
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -547,6 +578,7 @@ int main(void)
 		T(a_snapshot_waits_for_writes_in_flight_and_holds_back_later_ones),
 		T(the_worker_sleeps_while_a_request_waits_for_segments),
 		T(who_may_not_sleep_is_parked_while_the_worker_catches_up),
+		T(a_pass_that_takes_long_is_told),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);
