@@ -101,6 +101,7 @@ static void places_resolve(void)
 	Dl_info self, info;
 	FILE *f;
 
+	places.nr_resolved = 0;
 	if (!dladdr(class_names, &self))
 		return;
 	length = (size_t)snprintf(command, sizeof(command),
@@ -212,17 +213,21 @@ static void violation(const char *what, enum lock_class class, bool order, const
 	void (*hand_to)(const char *text) = atomic_load(&reporter);
 	void *frames[MAX_FRAMES];
 	int nr_frames = backtrace(frames, MAX_FRAMES);
+	unsigned nr_places;
 
 	pthread_mutex_lock(&report_lock);
-	places.nr = places.nr_resolved = 0;
+	places.nr = 0;
 	say_all(what, class, order, site, frames, nr_frames);
 	if (hand_to) {
 		hand_to(report.text);
 		pthread_mutex_unlock(&report_lock);
 		return;
 	}
-	places_resolve();
-	say_all(what, class, order, site, frames, nr_frames); /* again, now with names */
+	do { /* again, with names; other threads may have been seen in new places meanwhile */
+		nr_places = places.nr;
+		places_resolve();
+		say_all(what, class, order, site, frames, nr_frames);
+	} while (places.nr > nr_places);
 	fputs(report.text, stderr);
 	abort();
 }

@@ -385,8 +385,10 @@ static enum outcome outcome_due(enum scenario which)
 #ifdef TP_DEBUG_LOCKS
 static void assert_says(const char *words)
 {
-	if (!strstr(shared->report, words))
-		fail_msg("nothing of %s in:\n%s", words, shared->report);
+	if (strstr(shared->report, words))
+		return;
+	fputs(shared->report, stderr); /* too long for cmocka */
+	fail_msg("nothing of %s in the report", words);
 }
 #endif
 
@@ -476,7 +478,7 @@ static void the_checker_ends_it(void **state)
 		assert_says("\"completion\" since worker_main at worker.c:");
 		assert_says(kind == RECREATES ? "thin_metadata_abort at abort-recreate.c:"
 					      : "thin_metadata_abort at abort-swap.c:");
-		assert_says("pool_metadata_failed at pool-mode.c:");
+		assert_says("pool_metadata_failed at ");
 		if (which == THROTTLE)
 			assert_says("\"throttle\" since worker_check_pass at worker.c:");
 		if (which == COMPLETION)

@@ -379,8 +379,10 @@ static void broken_rules_abort_and_tell_both_chains(void **state)
 		for (size_t j = 0; j < ARRAY_SIZE(broken[i].says) && broken[i].says[j]; j++) {
 			const char *found = strstr(at, broken[i].says[j]);
 
-			if (!found)
-				fail_msg("nothing of %s in:\n%s", broken[i].says[j], text);
+			if (!found) {
+				fputs(text, stderr); /* too long for cmocka */
+				fail_msg("nothing of %s in the report", broken[i].says[j]);
+			}
 			at = found;
 		}
 	}
