@@ -426,14 +426,13 @@ static int count_taken(struct sm_ll *ll, const struct change *change,
 	}
 	for_each_word(w, change)
 	{
-		uint64_t moved = ll->scratch.moved[w];
+		uint64_t fresh = ll->scratch.moved[w];
 
-		if (w * BITMAP_ENTRIES_PER_WORD >= limit)
-			break;
-		moved &= word_span(w, 0, limit);
-		if (lb)
-			moved &= word_zero(bitmap_word(block_data(lb), w));
-		nr += (unsigned)__builtin_popcountll(moved);
+		fresh = w * BITMAP_ENTRIES_PER_WORD < limit ? fresh & word_span(w, 0, limit) : 0;
+		if (fresh && lb)
+			fresh &= word_zero(bitmap_word(block_data(lb), w));
+		ll->scratch.fresh[w] = fresh;
+		nr += (unsigned)__builtin_popcountll(fresh);
 	}
 	if (lb)
 		tm_unlock(ll->tm, lb);
@@ -502,7 +501,8 @@ static int account(struct sm_ll *ll, const struct change *change, struct sm_inde
 		uint64_t base = change->i * ENTRIES_PER_BITMAP + w * BITMAP_ENTRIES_PER_WORD;
 
 		if (ll->scratch.moved[w])
-			ll->ops->moved(ll, base, word_compress(ll->scratch.moved[w]), change->how);
+			ll->ops->moved(ll, base, word_compress(ll->scratch.moved[w]),
+				       word_compress(ll->scratch.fresh[w]), change->how);
 	}
 	return 0;
 }

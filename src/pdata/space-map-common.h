@@ -42,9 +42,12 @@ struct sm_ll_ops {
 
 	/* @b is free, but may it be handed out?  0, or the next block to try.  May be NULL. */
 	uint64_t (*skip)(struct sm_ll *ll, uint64_t b);
-	/* Blocks @base + k for each bit k of @mask got their first, or lost their last, user.
-	 * May be NULL. */
-	void (*moved)(struct sm_ll *ll, uint64_t base, uint32_t mask, enum sm_change how);
+	/*
+	 * Blocks @base + k for each bit k of @mask got their first, or lost their last, user;
+	 * those of @fresh, a part of them, are free in the committed state.  May be NULL.
+	 */
+	void (*moved)(struct sm_ll *ll, uint64_t base, uint32_t mask, uint32_t fresh,
+		      enum sm_change how);
 };
 
 struct sm_ll_state {
@@ -57,6 +60,7 @@ struct sm_ll_state {
 /* Which entries of one bitmap a change concerned, by word, in even form. */
 struct sm_ll_scratch {
 	uint64_t moved[BITMAP_WORDS]; /* between 0 and not 0 */
+	uint64_t fresh[BITMAP_WORDS]; /* of these, those that the committed state has free */
 	uint64_t third[BITMAP_WORDS]; /* got their third user; or back to two */
 	uint64_t many[BITMAP_WORDS];  /* had three or more */
 };

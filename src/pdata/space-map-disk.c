@@ -2,10 +2,13 @@
 /*
  * space-map-disk.c - counts of the data device's blocks
  *
- * The common map with its index in a B-tree (key: bitmap number), plus two sets that
+ * The common map with its index in a B-tree (key: bitmap number), plus three sets that
  * live in memory only:
  *
  *   reserved   kept out of allocation, free in both states; "avoid" of the common part.
+ *   held       of these, the blocks that the open transaction took and freed again: nobody
+ *              gets them before the commit, so what it did can be done again in any part
+ *              (pool/redo.h) without one block's new content showing in another place.
  *   freed      in two halves: of the open transaction, and of committed ones for which
  *              nobody has asked yet.  A block leaves both when it gets a user again, and
  *              it is left out when it is reserved: somebody may be writing to it.
@@ -37,7 +40,7 @@
 struct sm_disk {
 	struct space_map sm;
 	struct sm_ll ll;
-	struct sparse_bitmap reserved;
+	struct sparse_bitmap reserved, held;
 	struct sparse_bitmap freed;           /* by the open transaction */
 	struct sparse_bitmap freed_committed; /* by earlier ones, not taken yet */
 };
@@ -101,26 +104,64 @@ static int write_index(struct sm_ll *ll)
 
 /* ---- freed blocks ---- */
 
-static void moved(struct sm_ll *ll, uint64_t base, uint32_t mask, enum sm_change how)
-{
-	struct sm_disk *smd = container_of(ll, struct sm_disk, ll);
+typedef void (*run_fn)(struct sm_disk *smd, uint64_t begin, uint64_t end);
 
+static void for_each_run(struct sm_disk *smd, uint64_t base, uint32_t mask, run_fn fn)
+{
 	while (mask) {
 		unsigned from = (unsigned)__builtin_ctz(mask);
 		uint32_t rest = ~(mask >> from);
 		unsigned nr = rest ? (unsigned)__builtin_ctz(rest) : 32;
-		uint64_t begin = base + from, end = begin + nr;
 
-		if (how == SM_INC) {
-			sparse_bitmap_clear_range(&smd->freed, begin, end);
-			sparse_bitmap_clear_range(&smd->freed_committed, begin, end);
-		} else {
-			(void)!sparse_bitmap_set_range(&smd->freed, begin, end); /* see head */
-		}
+		fn(smd, base + from, base + from + nr);
 		if (from + nr == 32)
 			break;
 		mask &= UINT32_MAX << (from + nr);
 	}
+}
+
+static void run_used(struct sm_disk *smd, uint64_t begin, uint64_t end)
+{
+	sparse_bitmap_clear_range(&smd->freed, begin, end);
+	sparse_bitmap_clear_range(&smd->freed_committed, begin, end);
+	if (smd->held.nr_set) { /* a count that fell to 0 and rose again */
+		sparse_bitmap_clear_range(&smd->held, begin, end);
+		sparse_bitmap_clear_range(&smd->reserved, begin, end);
+	}
+}
+
+static void run_freed(struct sm_disk *smd, uint64_t begin, uint64_t end)
+{
+	(void)!sparse_bitmap_set_range(&smd->freed, begin, end); /* see head */
+}
+
+/* Without memory the block can be had at once: a redo then finds it taken, and gives up. */
+static void run_held(struct sm_disk *smd, uint64_t begin, uint64_t end)
+{
+	if (!sparse_bitmap_set_range(&smd->held, begin, end))
+		(void)!sparse_bitmap_set_range(&smd->reserved, begin, end);
+}
+
+static void moved(struct sm_ll *ll, uint64_t base, uint32_t mask, uint32_t fresh,
+		  enum sm_change how)
+{
+	struct sm_disk *smd = container_of(ll, struct sm_disk, ll);
+
+	for_each_run(smd, base, mask, how == SM_INC ? run_used : run_freed);
+	if (how == SM_DEC)
+		for_each_run(smd, base, fresh, run_held);
+}
+
+static void release_held(void *ctx, uint64_t begin, uint64_t end)
+{
+	sparse_bitmap_clear_range(ctx, begin, end);
+}
+
+/* Without memory they wait for the next commit. */
+static void release_all_held(struct sm_disk *smd)
+{
+	if (!sparse_bitmap_for_each_run(&smd->held, release_held, &smd->reserved))
+		sparse_bitmap_clear(&smd->held);
 }
 
 static void add_freed(void *ctx, uint64_t begin, uint64_t end)
@@ -145,6 +186,7 @@ static void disk_destroy(struct space_map *sm)
 
 	sm_ll_exit(&smd->ll);
 	sparse_bitmap_clear(&smd->reserved);
+	sparse_bitmap_clear(&smd->held);
 	sparse_bitmap_clear(&smd->freed);
 	sparse_bitmap_clear(&smd->freed_committed);
 	free(smd);
@@ -214,6 +256,8 @@ static int disk_commit(struct space_map *sm)
 	r = sm_ll_commit(&smd->ll);
 	if (r)
 		return r;
+	if (smd->held.nr_set)
+		release_all_held(smd);
 	if (!smd->freed_committed.nr_set) {
 		/* The usual case: everything freed before was taken. */
 		sparse_bitmap_clear(&smd->freed_committed);

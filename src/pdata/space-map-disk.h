@@ -8,7 +8,8 @@
  *
  *   reserved   blocks kept out of allocation without being counted on disk: a block
  *              whose first write is under way, or one being punched.  A crash or an
- *              abort forgets them, so neither can leak a block.
+ *              abort forgets them, so neither can leak a block.  So are, until the commit,
+ *              blocks that the open transaction has taken into use and freed again.
  *   freed      blocks whose count fell to 0 in this transaction, for passing the
  *              discard down once the transaction is durable.
  */

@@ -471,15 +471,21 @@ static int cut(struct pool *pool, struct pool_command *cmd, struct volume *v)
 /* With the gate closed: the size does not change but here. */
 static int resize_quiet(struct pool *pool, struct pool_command *cmd, struct volume *v)
 {
+	bool grows;
 	int r = 0;
 
-	if (cmd->size_bytes < volume_size(v))
+	grows = cmd->size_bytes > volume_size(v);
+	if (!grows)
 		r = cut(pool, cmd, v);
 	if (!r)
 		r = make_room(pool, cmd, &v->id, 1);
+	if (!r && grows)
+		r = pool_redo_make_room(pool);
 	if (r)
 		return r;
 	atomic_store(&v->size_bytes, cmd->size_bytes);
+	if (grows)
+		pool_redo_size(v); /* from now on writes behind the former end are answered */
 	atomic_store(&v->size_dirty, false); /* the record says it all, once it is committed */
 	volumes_queue_event(pool, POOL_EVENT_VOLUME_RESIZED, v->id, v->entry.now.name);
 	return put_record(pool, v);

@@ -75,32 +75,37 @@ static uint64_t unmap_limit(struct pool *pool, uint64_t max_blocks)
 }
 
 static int unmap_some(struct pool *pool, struct volume *v, vblock_t begin, vblock_t end,
-		      uint64_t max_blocks, vblock_t *ret_next)
+		      uint64_t max_blocks, bool record, vblock_t *ret_next)
 {
 	int r = pool_check_writable(pool);
 
+	if (!r && record)
+		r = pool_redo_make_room(pool);
 	if (r)
 		return r;
 	r = thin_remove_range(v->td, begin, end, unmap_limit(pool, max_blocks), ret_next);
 	if (r)
 		return pool_metadata_failed(pool, "unmap a range", r);
+	if (record)
+		pool_redo_unmap(v, begin, *ret_next);
 	/* Removing copies nodes: it may not eat the reserve that the commit needs. */
 	return pool_metadata_is_low(pool) && pool_is_dirty(pool) ? pool_commit_now(pool) : 0;
 }
 
 int unmap_blocks(struct pool *pool, struct segment *seg, vblock_t begin, vblock_t end)
 {
+	bool record = !seg->request->past_gate; /* what a command does is done when it commits */
 	int r = 0;
 
 	while (begin < end && !r)
-		r = unmap_some(pool, segment_volume(seg), begin, end, UNMAP_SLICE, &begin);
+		r = unmap_some(pool, segment_volume(seg), begin, end, UNMAP_SLICE, record, &begin);
 	return r;
 }
 
 int pool_unmap_slice(struct pool *pool, struct volume *v, vblock_t begin, vblock_t end,
 		     uint64_t max_blocks, vblock_t *ret_next)
 {
-	return unmap_some(pool, v, begin, end, max_blocks, ret_next);
+	return unmap_some(pool, v, begin, end, max_blocks, false, ret_next);
 }
 
 /* ------------------------------------------------------------------ passing down */

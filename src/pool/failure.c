@@ -106,6 +106,7 @@ int pool_metadata_failed(struct pool *pool, const char *what, int r)
 	if (!r2 && thin_metadata_commit_landed(pool->tmd))
 		volumes_after_commit(pool);
 	volumes_after_abort(pool);
+	pool_redo_aborted(pool);
 	low_space_fail(pool, -EIO);
 	return -EIO;
 }

@@ -332,12 +332,15 @@ static int volume_grow(struct pool *pool, struct volume *v, uint64_t size_bytes)
 		return 0;
 	if (!r && !pool->has_catalog)
 		r = -EFBIG; /* nowhere to record it */
+	if (!r)
+		r = pool_redo_make_room(pool);
 	if (r)
 		return r;
 	atomic_store(&v->size_dirty, true);
 	atomic_store(&v->size_uncommitted, true);
 	atomic_store(&pool->sizes_dirty, true);
 	atomic_store(&v->size_bytes, size_bytes);
+	pool_redo_size(v);
 	return 0;
 }
 

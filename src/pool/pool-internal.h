@@ -44,6 +44,7 @@ struct pool {
 	uint32_t alignment;  /* of the data device */
 	uint64_t max_bytes;  /* a volume can have: 2^40 blocks or INT64_MAX */
 	struct prison *prison;
+	struct redo *redo; /* NULL: none; redo-replay.c */
 	struct stats *stats;
 	struct worker *worker;
 
@@ -78,6 +79,9 @@ struct pool {
 	atomic_bool never_wait; /* pool_stop_waiting() */
 	atomic_bool refuses_discards;
 	atomic_bool sizes_dirty; /* some volume's size_dirty is set: a commit is needed */
+
+	/* The commit to come leaves out some sizes; some volume has lost writes.  Worker only. */
+	bool redo_carries_sizes, redo_any_lost;
 
 	/* The volume half's.  Guarded by catalog_lock (LC_catalog) as volume.c says. */
 	struct tp_lock catalog_lock;
@@ -220,6 +224,29 @@ void pool_event(struct pool *pool, enum pool_event_kind kind, thin_id_t id, cons
 int pool_open_devices(const struct pool_options *options, struct io_device *metadata,
 		      struct io_device *data, struct pool **ret_pool,
 		      struct tp_error *error) TP_EXCLUDES_ALL TP_MUST_CHECK;
+
+/* ---- redo-replay.c: what must not be lost when only the process dies (worker only) ---- */
+
+/*
+ * Before the worker runs, with volumes loaded: make the changes again that are recorded in the area
+ * in @fd and not committed, commit them, and record from now on.  An area that cannot be used is
+ * said in the log, and is no error.
+ */
+int pool_redo_open(struct pool *pool, int fd) TP_TAKES(throttle) TP_MUST_CHECK;
+/* @committed: nothing is left that could be done again. */
+void pool_redo_close(struct pool *pool, bool committed);
+
+/*
+ * Before a change that is recorded: there is room for a record, if need be after a commit.  The
+ * error (-EIO) says that the commit has failed.
+ */
+int pool_redo_make_room(struct pool *pool) TP_TAKES(throttle) TP_MUST_CHECK;
+/* Behind the change, and before anybody can see it. */
+void pool_redo_insert(const struct volume *v, vblock_t vblock, dblock_t dblock, uint64_t nr_blocks);
+void pool_redo_unmap(const struct volume *v, vblock_t begin, vblock_t end);
+void pool_redo_size(const struct volume *v);
+/* The open transaction was thrown away, and volumes know what they have lost. */
+void pool_redo_aborted(struct pool *pool) TP_TAKES(meta_root);
 
 /* ---- what the volume half does for the I/O half ---- */
 

@@ -158,6 +158,8 @@ static int pool_build(struct pool *pool, struct tp_error *error)
 		r = worker_create(pool);
 	if (!r)
 		r = volumes_load(pool, error);
+	if (!r && pool->options.redo_fd > 0 && !pool->options.read_only)
+		r = pool_redo_open(pool, pool->options.redo_fd);
 	if (r)
 		return r;
 	/* Each opening that let a first write through would eat of the reserve. */
@@ -200,11 +202,14 @@ int pool_open_devices(const struct pool_options *options, struct io_device *meta
 
 int pool_close(struct pool *pool)
 {
+	bool served;
 	int r;
 
 	if (!pool)
 		return 0;
+	served = pool->worker && pool->worker->running;
 	r = worker_stop(pool);
+	pool_redo_close(pool, served && !r && !pool_check_writable(pool));
 	volumes_unload(pool);
 	worker_destroy(pool);
 	TP_INVARIANT(thin_metadata_close(pool->tmd) == 0);

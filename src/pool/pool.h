@@ -47,6 +47,14 @@ struct pool_options {
 	uint64_t no_space_timeout_usec; /* 0: for ever */
 	struct pool_low_water low_water_data, low_water_metadata;
 	/*
+	 * Memory that outlives the process (a memfd, a file in /run): what was acknowledged but not
+	 * committed when the process before this one died is done again from it and committed
+	 * before the pool is in service.  It belongs to one pool and one mount: whoever makes
+	 * a fresh mount gives a fresh (empty) one.  Stays the caller's, who may close it.  0 or
+	 * less: none.  Does not count in a pool that is opened read-only.
+	 */
+	int redo_fd;
+	/*
 	 * Something front ends cache has changed behind their back.  Called by any thread; must
 	 * not wait for the kernel or for the pool.  May be NULL.
 	 */

@@ -17,7 +17,9 @@
  *       them.  So the first write after a snapshot is gone copies once more, as in dm-thin.
  *   V4  When only the reserve of metadata is left, nothing more is mapped, not even what was
  *       being written already: the jobs under way could need more than there is.
- *   V5  A reservation does not survive an abort: jobs remember the epoch they began in.
+ *   V5  A new mapping is recorded in the redo area before its cell is released: then other
+ *       threads write to the block, and answer.
+ *   V6  A reservation does not survive an abort: jobs remember the epoch they began in.
  */
 #include "pool/request.h"
 
@@ -312,6 +314,7 @@ static int map_blocks(struct pool *pool, struct job *job)
 		if (r)
 			return pool_metadata_failed(pool, "insert a mapping", r);
 	}
+	pool_redo_insert(segment_volume(job->seg), job->vblock, job->dblock, job->nr_blocks);
 	return 0;
 }
 
@@ -320,6 +323,8 @@ static void job_finish(struct pool *pool, struct job *job)
 	struct segment *seg = job->seg;
 	int r = job->result;
 
+	if (job->insert && !r)
+		r = pool_redo_make_room(pool);
 	if (job->insert && !r)
 		r = job->epoch == pool->epoch ? pool_check_space(pool) : -EIO;
 	if (job->insert && job->epoch != pool->epoch)

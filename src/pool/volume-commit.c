@@ -34,7 +34,9 @@ static int put_size(struct pool *pool, struct volume *v)
 	/* A size, unlike a name, can go with an earlier commit than its neighbours' do. */
 	r = catalog_check_room(pool->catalog, &v->id, 1);
 	if (r == -EAGAIN) {
+		pool->redo_carries_sizes = true;
 		r = thin_metadata_commit(pool->tmd);
+		pool->redo_carries_sizes = false;
 		if (r)
 			return r;
 		volumes_after_commit(pool);
@@ -93,7 +95,7 @@ void volumes_after_commit(struct pool *pool)
 	while ((v = STAILQ_FIRST(&t->touched))) {
 		STAILQ_REMOVE_HEAD(&t->touched, entry.touched_link);
 		v->entry.touched = false;
-		v->entry.is_committed = v->entry.state != VOLUME_DELETED;
+		atomic_store(&v->entry.is_committed, v->entry.state != VOLUME_DELETED);
 		if (!atomic_load(&v->size_dirty))
 			atomic_store(&v->size_uncommitted, false);
 		volume_make_record(v, &v->entry.committed);

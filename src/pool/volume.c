@@ -342,9 +342,18 @@ struct volume_table *volume_table_destroy(struct volume_table *t)
 
 /* ---- for front ends ---- */
 
+/*
+ * A volume that a crash could undo is not to be found yet: what is written to it would be
+ * acknowledged before the command that creates it.
+ */
+static bool volume_is_seen(const struct volume *v)
+{
+	return v && atomic_load(&v->entry.is_committed);
+}
+
 static int get_ref(struct volume *v, struct volume **ret_v)
 {
-	if (!v)
+	if (!volume_is_seen(v))
 		return -ENOENT;
 	atomic_fetch_add(&v->entry.refs, 1);
 	*ret_v = v;
@@ -465,7 +474,7 @@ static struct volume *next_live(const struct volume_table *t, thin_id_t from)
 
 		if (!page)
 			id |= VOLUME_PAGE_SIZE - 1;
-		else if (page[id % VOLUME_PAGE_SIZE] &&
+		else if (volume_is_seen(page[id % VOLUME_PAGE_SIZE]) &&
 			 page[id % VOLUME_PAGE_SIZE]->entry.state == VOLUME_LIVE)
 			return page[id % VOLUME_PAGE_SIZE];
 	}

@@ -60,7 +60,8 @@ struct volume_entry {
 	 * goes back to.
 	 */
 	struct catalog_record now, committed;
-	bool is_committed;    /* the device exists in the committed state */
+	atomic_bool
+		is_committed; /* the device exists in the committed state; see volume_is_seen() */
 	bool has_record;      /* a good one; else name and size are made up */
 	bool touched;         /* on table->touched: @now and @committed may differ */
 	vblock_t remove_next; /* REMOVING: go on here */

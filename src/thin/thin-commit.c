@@ -9,6 +9,7 @@
  *   exclusive  device records into the details tree; then the data space map; then the metadata
  *              space map, whose own blocks are the last that are allocated
  *   shared     write and flush all dirty blocks: nothing on disk leads to them yet
+ *   none       who wants to know the state that comes is told (thin_metadata_set_commit_hook())
  *   exclusive  fill the superblock; end of the transaction's shadows
  *   shared     write and flush the superblock: from here on the new state is the state
  *   exclusive  only now: nothing is "changed" any more
@@ -55,6 +56,20 @@ static int prepare(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root) TP_TAKES
 	return 0;
 }
 
+/* The checksum is made when the block is written; a flag says nothing of what is committed. */
+static void make_state(struct thin_disk_superblock *ret_state,
+		       const struct thin_disk_superblock *sb)
+{
+	memcpy(ret_state, sb, sizeof(*ret_state));
+	ret_state->csum = ret_state->flags = le32_make(0);
+}
+
+static void announce(struct thin_metadata *tmd) TP_TAKES(meta_root)
+{
+	make_state(&tmd->announced, &tmd->scratch);
+	tmd->commit_hook(tmd->commit_hook_ctx, &tmd->announced);
+}
+
 static int write_superblock(struct thin_metadata *tmd) TP_TAKES(meta_root)
 {
 	int r;
@@ -89,6 +104,8 @@ int commit_to_disk(struct thin_metadata *tmd)
 	lock_meta_root_shared(&tmd->lock);
 	r = tm_flush(tmd->tm);
 	unlock_meta_root_shared(&tmd->lock);
+	if (!r && tmd->commit_hook)
+		announce(tmd);
 	if (!r)
 		r = write_superblock(tmd);
 	if (r)
@@ -125,6 +142,22 @@ int thin_metadata_commit(struct thin_metadata *tmd)
 		unlock_meta_root(&tmd->lock);
 	}
 	return r;
+}
+
+_Static_assert(THIN_STATE_BYTES == sizeof(struct thin_disk_superblock), "a state is all of it");
+
+void thin_metadata_get_state(struct thin_metadata *tmd, void *ret_state)
+{
+	lock_meta_root_shared(&tmd->lock);
+	make_state(ret_state, &tmd->committed);
+	unlock_meta_root_shared(&tmd->lock);
+}
+
+void thin_metadata_set_commit_hook(struct thin_metadata *tmd,
+				   void (*fn)(void *ctx, const void *state), void *ctx)
+{
+	tmd->commit_hook = fn;
+	tmd->commit_hook_ctx = ctx;
 }
 
 bool thin_metadata_changed(struct thin_metadata *tmd)

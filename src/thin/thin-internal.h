@@ -69,6 +69,10 @@ struct thin_metadata {
 	struct block_manager *bm;     /* made at open, destroyed at close, never replaced */
 	uint32_t data_block_sectors;
 	bool opened_read_only;
+	/* The mutator's: who is told of a state before it is committed, and the copy for him. */
+	void (*commit_hook)(void *ctx, const void *state);
+	void *commit_hook_ctx;
+	struct thin_disk_superblock announced;
 
 	struct tp_lock lock; /* class meta_root: all that follows */
 

@@ -31,6 +31,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "thinpoold/disk-format.h"
 #include "thinpoold/types.h"
 #include "util/compiler.h"
 #include "util/error.h"
@@ -129,6 +130,21 @@ int thin_metadata_clear_needs_check(struct io_device *dev, struct tp_error *erro
  */
 void thin_metadata_describe_failure(struct thin_metadata *tmd, int r, char *text, size_t size);
 
+/*
+ * What tells one committed state from the next: a copy of the superblock, without its flags and
+ * checksum.  Two that follow each other differ if a mapping or a device does.
+ */
+#define THIN_STATE_BYTES METADATA_BLOCK_SIZE
+void thin_metadata_get_state(struct thin_metadata *tmd, void *ret_state) TP_TAKES(meta_root);
+
+/*
+ * From now on each commit calls @fn with the state that it is about to make durable: all of it
+ * is on the device, but the superblock still says the one before.  Called by the mutator with
+ * no lock held; may not call mutators.  NULL: nobody.
+ */
+void thin_metadata_set_commit_hook(struct thin_metadata *tmd,
+				   void (*fn)(void *ctx, const void *state), void *ctx);
+
 /* No change and no write from now on (-EPERM). */
 void thin_metadata_set_read_only(struct thin_metadata *tmd) TP_TAKES(meta_root);
 
@@ -222,6 +238,9 @@ int thin_metadata_for_each_mapping(struct thin_metadata *tmd, thin_id_t id,
  * until thin_insert_block() gives it a user.  -ENOSPC: commit and ask again, then it is full.
  */
 int thin_metadata_reserve_data_block(struct thin_metadata *tmd, dblock_t *ret_block)
+	TP_TAKES(meta_root) TP_MUST_CHECK;
+/* Reserve the blocks [begin, end), all of them free.  -EINVAL: one is not; nothing is changed. */
+int thin_metadata_reserve_data_blocks(struct thin_metadata *tmd, dblock_t begin, dblock_t end)
 	TP_TAKES(meta_root) TP_MUST_CHECK;
 /* Give reserved blocks back: a first write that failed, or a punch that is done. */
 void thin_metadata_unreserve_data_blocks(struct thin_metadata *tmd, dblock_t begin, dblock_t end)

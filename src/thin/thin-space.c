@@ -28,6 +28,18 @@ int thin_metadata_reserve_data_block(struct thin_metadata *tmd, dblock_t *ret_bl
 	return r;
 }
 
+int thin_metadata_reserve_data_blocks(struct thin_metadata *tmd, dblock_t begin, dblock_t end)
+{
+	int r;
+
+	lock_meta_root(&tmd->lock);
+	r = metadata_may_change(tmd);
+	if (!r)
+		r = sm_disk_reserve_range(tmd->data_sm, begin, end);
+	unlock_meta_root(&tmd->lock);
+	return r;
+}
+
 int thin_metadata_reserve_free_run(struct thin_metadata *tmd, dblock_t from, uint64_t max_blocks,
 				   dblock_t *ret_begin, dblock_t *ret_end)
 {
