@@ -12,6 +12,7 @@ the proof.  So, of all functions in src/:
    whatever it calls; or one further out.
 3. What a function requires to be held, or holds without a lock (tp_lock_hold_begin()), comes
    before all that it takes.
+4. Every function() that src/LOCKING.md names is there.
 
 A function takes a class by lock_<class>() or tp_lock_may_wait(LC_<class>), by saying so (what it
 calls through pointers is not seen here), and by calling a function that does.  Try-locks cannot
@@ -24,6 +25,7 @@ import re
 import sys
 
 TABLE = 'util/lock-class.h'
+STORY = 'LOCKING.md'
 # Their locks are the caller's, by name.
 WRAPPERS = re.compile(r'(try)?(un)?lock_(\w+?)(_shared)?$')
 
@@ -205,6 +207,14 @@ class Program:
                         f.via[c] = g
                         changed = True
 
+    def unknown_names(self):
+        known = {f.name for f in self.all()} | {m for m in re.findall(r'\b(tp_lock_\w+)\(', (self.src / TABLE).read_text())}
+        known |= {f'{un}lock_{c}{mode}' for un in ('', 'un', 'try') for c in self.order for mode in ('', '_shared')}
+        for i, line in enumerate((self.src / STORY).read_text().splitlines(), 1):
+            for name in re.findall(r'(?<!->)\b([a-z]\w+)\(', line):
+                if name not in known:
+                    yield f'{STORY}:{i}: there is no {name}()'
+
     def chain(self, f, c):
         names = []
         while f:
@@ -217,6 +227,7 @@ class Program:
 
     def violations(self):
         yield from self.table_errors
+        yield from self.unknown_names()
         below = {g for f in self.all() if f.locks or f.requires or f.holds for g in f.calls}
         for f in sorted(self.all(), key=lambda f: (f.path, f.line)):
             unknown = (f.takes_said | f.requires) - set(self.order)
