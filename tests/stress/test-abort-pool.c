@@ -526,8 +526,9 @@ static void one_round(uint64_t round)
 	heart_beat(main_heart);
 	REQUIRE(rig_commit(rig) == -EIO, "writable"); /* the worker is done with its abort */
 	status = rig_status(rig);
-	REQUIRE(status.mode >= POOL_MODE_READ_ONLY && status.reason[0], "mode %d, reason \"%s\"",
-		status.mode, status.reason);
+	REQUIRE(status.mode >= POOL_MODE_READ_ONLY && status.needs_check && status.reason[0],
+		"mode %d, needs_check %d, reason \"%s\"", status.mode, status.needs_check,
+		status.reason);
 	totals.nr_aborts += status.stats.aborts;
 	totals.nr_failed_pools += status.mode == POOL_MODE_FAIL;
 	if (!broken || atomic_load(&reads_fail))
