@@ -32,7 +32,7 @@
 #include "pool-fixture.h"
 #include "pool/pool-internal.h"
 #include "prng.h"
-#include "reclaim/shrinker.h"
+#include "reclaim/pressure.h"
 #include "require.h"
 #include "stall-watch.h"
 #include "thin-image.h"
@@ -98,7 +98,7 @@ static struct {
 
 static struct {
 	uint64_t nr_aborts, nr_failed_pools, nr_flags, nr_snapshots;
-	uint64_t longest_round_usec;
+	uint64_t longest_round_usec, longest_abort_usec;
 } totals;
 
 static unsigned below(uint64_t limit)
@@ -285,35 +285,39 @@ static void *io_thread_main(void *arg)
 	return NULL;
 }
 
-/* ---- pressure: never rests, not even while the pool is closed ---- */
+/* ---- pressure: a timer without a pause, not even while the pool is closed ---- */
 
 static uint64_t volume_count(void *ctx)
 {
 	(void)ctx;
-	return 1;
+	return PRESSURE_DIVISOR; /* of which one is asked for */
 }
 
+/* Out of the pressure thread, with the registry held shared. */
 static uint64_t volume_scan(void *ctx, uint64_t nr)
 {
+	struct client *c = ctx;
+
 	(void)nr;
-	client_step(ctx);
+	if (!c->q)
+		client_start(c);
+	client_step(c);
 	return 1;
 }
 
 static const struct shrinker_ops volume_shrinker = { .count = volume_count, .scan = volume_scan };
 
-static void *pressure_main(void *arg)
+static struct pressure *start_pressure(void)
 {
-	struct client *c = arg;
+	const struct pressure_options options = {
+		.enabled = { [PRESSURE_TIMER] = true },
+		.stall_usec = USEC_PER_SEC,
+		.timer_usec = 1,
+	};
+	struct pressure *p = NULL;
 
-	client_start(c);
-	while (!atomic_load(&stop)) {
-		(void)shrinkers_run(UINT64_MAX);
-		heart_beat(c->heart);
-	}
-	heart_rest(c->heart);
-	free(c->buffer);
-	return NULL;
+	assert_int_equal(pressure_start(&options, &p), 0);
+	return p;
 }
 
 /* ---- the main thread: snapshots ---- */
@@ -512,6 +516,7 @@ static void serve_until_it_fails(struct shrinker **shrinker)
 	atomic_store(&pause_io, true);
 	pthread_barrier_wait(&end);
 	*shrinker = shrinker_unregister(*shrinker); /* waits for its I/O */
+	heart_rest(clients[NR_IO_THREADS].heart);
 }
 
 static void one_round(uint64_t round)
@@ -530,6 +535,7 @@ static void one_round(uint64_t round)
 		"mode %d, needs_check %d, reason \"%s\"", status.mode, status.needs_check,
 		status.reason);
 	totals.nr_aborts += status.stats.aborts;
+	totals.longest_abort_usec = MAX(totals.longest_abort_usec, status.longest_abort_usec);
 	totals.nr_failed_pools += status.mode == POOL_MODE_FAIL;
 	if (!broken || atomic_load(&reads_fail))
 		disarm();
@@ -579,10 +585,8 @@ static void start_clients(struct stall_watch *watch)
 		c->number = i;
 		c->heart = stall_watch_enter(watch, names[i]);
 		prng_init(&c->prng, prng_next(&prng));
-		assert_int_equal(pthread_create(&c->thread, NULL,
-						i < NR_IO_THREADS ? io_thread_main : pressure_main,
-						c),
-				 0);
+		if (i < NR_IO_THREADS)
+			assert_int_equal(pthread_create(&c->thread, NULL, io_thread_main, c), 0);
 	}
 }
 
@@ -594,7 +598,8 @@ static long resident_kib(void)
 	return usage.ru_maxrss;
 }
 
-static void report(const struct stall_report *stalls, uint64_t usec)
+static void report(const struct stall_report *stalls, const struct pressure_stats *pressure,
+		   uint64_t usec)
 {
 	uint64_t nr_steps = 0, nr_reads = 0, nr_failed = 0;
 
@@ -609,6 +614,10 @@ static void report(const struct stall_report *stalls, uint64_t usec)
 		      totals.nr_aborts, (double)usec / USEC_PER_SEC,
 		      (double)totals.longest_round_usec / USEC_PER_SEC, totals.nr_flags,
 		      totals.nr_failed_pools, totals.nr_snapshots);
+	print_message("# longest abort %.3f s; %" PRIu64
+		      " runs of the shrinkers, the longest held the registry for %.3f s\n",
+		      (double)totals.longest_abort_usec / USEC_PER_SEC, pressure->runs,
+		      (double)pressure->longest_hold_usec / USEC_PER_SEC);
 	print_message("# %" PRIu64 " requests, %" PRIu64 " failed, %" PRIu64 " reads compared\n",
 		      nr_steps, nr_failed, nr_reads);
 	print_message("# longest stall %.3f s, %.3f s without explanation (\"%s\"), of the machine "
@@ -617,6 +626,7 @@ static void report(const struct stall_report *stalls, uint64_t usec)
 		      (double)stalls->unexplained_usec / USEC_PER_SEC, stalls->name,
 		      (double)stalls->machine_usec / USEC_PER_SEC, resident_kib());
 	assert_true(stalls->unexplained_usec < STALL_MAX_USEC);
+	assert_true(pressure->runs > totals.nr_aborts);
 	assert_true(totals.nr_flags > 0 && nr_failed > 0 && nr_reads > totals.nr_aborts);
 }
 
@@ -624,6 +634,8 @@ static void pools_that_fail(void **state)
 {
 	struct stall_watch *watch = stall_watch_start(HANG_USEC);
 	uint64_t nr = prng_ops(NR_ABORTS), began = time_monotonic_usec();
+	struct pressure_stats pressure_stats;
+	struct pressure *pressure;
 	struct stall_report stalls;
 
 	(void)state;
@@ -637,17 +649,21 @@ static void pools_that_fail(void **state)
 	pthread_barrier_init(&begin, NULL, NR_IO_THREADS + 1);
 	pthread_barrier_init(&end, NULL, NR_IO_THREADS + 1);
 	start_clients(watch);
+	pressure = start_pressure();
 	pool_rig_reopen(rig);
 	for (uint64_t round = 1; round <= nr; round++)
 		one_round(round);
 	heart_rest(main_heart);
 	atomic_store(&stop, true);
 	pthread_barrier_wait(&begin);
-	for (unsigned i = 0; i < NR_CLIENTS; i++)
+	for (unsigned i = 0; i < NR_IO_THREADS; i++)
 		pthread_join(clients[i].thread, NULL);
+	pressure_get_stats(pressure, &pressure_stats);
+	pressure_destroy(pressure);
+	free(clients[NR_IO_THREADS].buffer);
 	log_set_level(LOG_LEVEL_INFO);
 	stalls = stall_watch_end(watch);
-	report(&stalls, time_monotonic_usec() - began);
+	report(&stalls, &pressure_stats, time_monotonic_usec() - began);
 	assert_int_equal(pool_rig_close(rig), 0);
 	assert_true(pool_rig_is_clean(rig));
 	pool_rig_destroy(rig);
