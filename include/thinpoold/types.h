@@ -25,4 +25,11 @@ typedef uint32_t thin_id_t;
 #define SECTOR_SIZE 512u /* bytes */
 #define SECTOR_SHIFT 9
 
+/* The cache of metadata blocks: what it holds now, and what it has done since it was made. */
+struct cache_stats {
+	uint64_t cached_bytes, dirty_bytes, limit_bytes;
+	uint64_t hits, misses, reads, writes; /* blocks */
+	uint64_t shrunk_buffers, resets;
+};
+
 #endif

@@ -27,9 +27,8 @@
 
 #define SHARD_BITS 6
 #define NR_SHARDS (1u << SHARD_BITS)
-#define SHARD_GROUP_BITS \
-	4 /* so many neighbours share a shard, so that they are written together \
-	   */
+/* So many neighbours share a shard, so that they are written together. */
+#define SHARD_GROUP_BITS 4
 
 enum buffer_state {
 	BUFFER_READING = 1 << 0, /* not valid yet; the reader alone touches the data */

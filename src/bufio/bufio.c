@@ -510,9 +510,9 @@ void bufio_forget(struct bufio_client *c, mblock_t block)
 
 /* ---- numbers ---- */
 
-void bufio_get_stats(struct bufio_client *c, struct bufio_stats *ret_stats)
+void bufio_get_stats(struct bufio_client *c, struct cache_stats *ret_stats)
 {
-	struct bufio_stats stats = {
+	struct cache_stats stats = {
 		.cached_bytes = atomic_load(&c->nr_cached) * METADATA_BLOCK_SIZE,
 		.dirty_bytes = atomic_load(&c->nr_dirty) * METADATA_BLOCK_SIZE,
 		.limit_bytes = atomic_load(&c->limit) * METADATA_BLOCK_SIZE,

@@ -146,11 +146,7 @@ int bufio_issue_flush(struct bufio_client *c) TP_TAKES(bufio) TP_MUST_CHECK;
 /* The block is free now: drop it, dirty or not, unless held. */
 void bufio_forget(struct bufio_client *c, mblock_t block) TP_TAKES(bufio);
 
-struct bufio_stats {
-	uint64_t cached_bytes, dirty_bytes, limit_bytes;
-	uint64_t hits, misses, reads, writes, shrunk_buffers, resets;
-};
-void bufio_get_stats(struct bufio_client *c, struct bufio_stats *ret_stats);
+void bufio_get_stats(struct bufio_client *c, struct cache_stats *ret_stats);
 
 void bufio_set_limit(struct bufio_client *c, uint64_t limit_bytes) TP_TAKES(bufio);
 

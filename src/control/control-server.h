@@ -4,6 +4,7 @@
  *
  * Layer:    control; uses util/, io/ (as its event loop) and pool/.
  * Threads:  all calls from the thread that owns the queue.
+ * Units:    bytes.
  * Errors:   0 or a negative errno, with a line for a person in @error.
  * Bounds:   CONTROL_MESSAGE_MAX bytes a call, CONTROL_CONNECTIONS_MAX connections; when all
  *           are taken the one idle for longest is closed for a new one.

@@ -5,6 +5,7 @@
  * Layer:    ctl.
  * Threads:  one.
  * Units:    bytes.
+ * Errors:   exit codes; a negative errno where a call says so.
  * A verb returns an exit code (enum ctl_exit) and has told the reason on stderr.
  */
 #ifndef TP_CTL_CTL_H

@@ -4,6 +4,7 @@
  *
  * Layer:    daemon.
  * Threads:  the main thread, which becomes the control thread.
+ * Units:    none.
  * Errors:   0 or a negative errno, with a line for a person in @error.
  */
 #ifndef TP_DAEMON_DAEMON_H

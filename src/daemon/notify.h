@@ -4,6 +4,7 @@
  *
  * Layer:    daemon.
  * Threads:  any.
+ * Units:    none.
  * Errors:   none to the caller; a failure is logged.
  */
 #ifndef TP_DAEMON_NOTIFY_H

@@ -4,6 +4,7 @@
  *
  * Layer:    fuse.
  * Threads:  one at a time; never one that serves the mount.
+ * Units:    none.
  * Errors:   0 or a negative errno; the line in @error says what to do about it.
  */
 #ifndef TP_FUSE_FUSE_MOUNT_H

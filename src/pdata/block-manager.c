@@ -571,22 +571,9 @@ bool bm_is_read_only(const struct block_manager *bm)
 	return atomic_load_explicit(&bm->read_only, memory_order_relaxed);
 }
 
-void bm_get_stats(struct block_manager *bm, struct bm_stats *ret_stats)
+void bm_get_stats(struct block_manager *bm, struct cache_stats *ret_stats)
 {
-	struct bufio_stats s;
-
-	bufio_get_stats(bm->cache, &s);
-	*ret_stats = (struct bm_stats){
-		.cached_bytes = s.cached_bytes,
-		.dirty_bytes = s.dirty_bytes,
-		.limit_bytes = s.limit_bytes,
-		.hits = s.hits,
-		.misses = s.misses,
-		.reads = s.reads,
-		.writes = s.writes,
-		.shrunk_buffers = s.shrunk_buffers,
-		.resets = s.resets,
-	};
+	bufio_get_stats(bm->cache, ret_stats);
 }
 
 void bm_set_cache_limit(struct block_manager *bm, uint64_t bytes)

@@ -125,11 +125,7 @@ struct bm_failure bm_last_failure(const struct block_manager *bm);
 void bm_set_read_only(struct block_manager *bm, bool read_only);
 bool bm_is_read_only(const struct block_manager *bm);
 
-struct bm_stats { /* as struct bufio_stats, which layers above do not see */
-	uint64_t cached_bytes, dirty_bytes, limit_bytes;
-	uint64_t hits, misses, reads, writes, shrunk_buffers, resets;
-};
-void bm_get_stats(struct block_manager *bm, struct bm_stats *ret_stats);
+void bm_get_stats(struct block_manager *bm, struct cache_stats *ret_stats);
 void bm_set_cache_limit(struct block_manager *bm, uint64_t bytes) TP_TAKES(bufio);
 
 /* Checksum of a block of this type, as it belongs at byte 0. */

@@ -5,6 +5,7 @@
  * Layer:    pdata, private to the space maps.
  * Threads:  pure functions over a block that the caller holds locked.
  * Units:    an entry is the count of one block: 0, 1, 2, or 3 for "three or more".
+ * Errors:   none.
  *
  * Entry e is the bit pair at bits 2(e % 32), 2(e % 32) + 1 of 64-bit little-endian word
  * e / 32, and the even bit is the *high* one.  Most work is done on whole words in "even form":

@@ -2,7 +2,10 @@
 /*
  * space-map-disk.h - counts of the data device's blocks
  *
- * Layer, threads, units, errors: see space-map.h.
+ * Layer:    pdata.
+ * Threads:  as space-map.h.
+ * Units:    data blocks.
+ * Errors:   as space-map.h.
  *
  * Beyond the common operations this map knows two things that live in memory only:
  *

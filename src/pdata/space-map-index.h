@@ -9,6 +9,8 @@
  * Layer:    pdata, private to the space maps.
  * Threads:  lookups by any number of threads under meta_root shared (two may load the same chunk;
  *           the first one published stays); everything else under meta_root exclusive.
+ * Units:    bitmaps; blocks of the metadata device for where they are.
+ * Errors:   0 or a negative errno, as space-map.h.
  */
 #ifndef TP_PDATA_SPACE_MAP_INDEX_H
 #define TP_PDATA_SPACE_MAP_INDEX_H

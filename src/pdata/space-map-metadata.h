@@ -2,7 +2,10 @@
 /*
  * space-map-metadata.h - counts of the metadata device's own blocks
  *
- * Layer, threads, units, errors: see space-map.h.
+ * Layer:    pdata.
+ * Threads:  as space-map.h.
+ * Units:    blocks of the metadata device.
+ * Errors:   as space-map.h.
  */
 #ifndef TP_PDATA_SPACE_MAP_METADATA_H
 #define TP_PDATA_SPACE_MAP_METADATA_H

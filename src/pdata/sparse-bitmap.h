@@ -7,6 +7,8 @@
  *
  * Layer:    pdata, private to the space maps.
  * Threads:  the caller excludes writers from everybody else.
+ * Units:    blocks.
+ * Errors:   0 or -ENOMEM.
  */
 #ifndef TP_PDATA_SPARSE_BITMAP_H
 #define TP_PDATA_SPARSE_BITMAP_H

@@ -276,7 +276,7 @@ void pool_get_status(struct pool *pool, struct pool_status *ret_status)
 {
 	struct pool_status s = { .block_size = pool->block_size };
 	struct thin_metadata_info info;
-	struct thin_cache_stats cache;
+	struct cache_stats cache;
 	struct pool_low_water low_water_data, low_water_metadata;
 	const struct pool_command *cmd;
 

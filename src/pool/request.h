@@ -19,6 +19,11 @@
  * A segment may have to wait before each stage: for the gate of a quiesced volume, for its
  * cell, for a metadata node that is being read, for a job, for space.  While it waits it
  * belongs to whoever will wake it, and its former thread must not touch it any more.
+ *
+ * Layer:    pool; private to its I/O half.
+ * Threads:  any that serves I/O, where a call does not say "worker only".
+ * Units:    bytes of a volume; data blocks where the type says so.
+ * Errors:   0 or a negative errno, which ends up as the request's result.
  */
 #ifndef TP_POOL_REQUEST_H
 #define TP_POOL_REQUEST_H

@@ -5,6 +5,7 @@
  * Layer:    pool.
  * Threads:  any; counting takes no lock and, as a rule, no shared cache line.
  * Units:    requests, bytes, blocks or microseconds, as the counter's name says.
+ * Errors:   none.
  */
 #ifndef TP_POOL_STATS_H
 #define TP_POOL_STATS_H

@@ -5,6 +5,7 @@
  * Layer:    thin.
  * Threads:  one; devices and mappings are those of the open transaction, so nobody may change
  *           them meanwhile if they are to belong together.
+ * Errors:   0 or a negative errno.
  * Units:    blocks and sectors, as the XML has them.
  */
 #ifndef TP_THIN_THIN_DUMP_H

@@ -198,14 +198,10 @@ struct thin_metadata_info {
 int thin_metadata_get_info(struct thin_metadata *tmd, struct thin_metadata_info *ret_info)
 	TP_TAKES(meta_root) TP_MUST_CHECK;
 
-struct thin_cache_stats {
-	uint64_t cached_bytes, dirty_bytes, limit_bytes, hits, misses, reads, writes,
-		shrunk_buffers, resets;
-};
 /* Any thread; shrinks by and by. */
 void thin_metadata_set_cache_limit(struct thin_metadata *tmd, uint64_t bytes) TP_TAKES(bufio);
 
-void thin_metadata_get_cache_stats(struct thin_metadata *tmd, struct thin_cache_stats *ret_stats);
+void thin_metadata_get_cache_stats(struct thin_metadata *tmd, struct cache_stats *ret_stats);
 
 /*
  * Devices in order of id, as they are in the open transaction: call @fn for each until it

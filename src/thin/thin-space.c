@@ -239,20 +239,7 @@ void thin_metadata_set_cache_limit(struct thin_metadata *tmd, uint64_t bytes)
 	bm_set_cache_limit(tmd->bm, bytes);
 }
 
-void thin_metadata_get_cache_stats(struct thin_metadata *tmd, struct thin_cache_stats *ret_stats)
+void thin_metadata_get_cache_stats(struct thin_metadata *tmd, struct cache_stats *ret_stats)
 {
-	struct bm_stats s;
-
-	bm_get_stats(tmd->bm, &s);
-	*ret_stats = (struct thin_cache_stats){
-		.cached_bytes = s.cached_bytes,
-		.dirty_bytes = s.dirty_bytes,
-		.limit_bytes = s.limit_bytes,
-		.hits = s.hits,
-		.misses = s.misses,
-		.reads = s.reads,
-		.writes = s.writes,
-		.shrunk_buffers = s.shrunk_buffers,
-		.resets = s.resets,
-	};
+	bm_get_stats(tmd->bm, ret_stats);
 }

@@ -1,6 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * clock.h - time, in microseconds
+ *
+ * Layer:    util.
+ * Threads:  any.
+ * Units:    microseconds.
+ * Errors:   none.
  */
 #ifndef TP_UTIL_CLOCK_H
 #define TP_UTIL_CLOCK_H

@@ -1,6 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * compiler.h - attributes, small macros and the assertion that stays in release builds
+ *
+ * Layer:    util.
+ * Threads:  any.
+ * Units:    none.
+ * Errors:   none; TP_INVARIANT() ends the process.
  */
 #ifndef TP_UTIL_COMPILER_H
 #define TP_UTIL_COMPILER_H

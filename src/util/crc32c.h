@@ -1,6 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * crc32c.h - CRC-32C (Castagnoli), by the ISA-L library
+ *
+ * Layer:    util.
+ * Threads:  any.
+ * Units:    bytes.
+ * Errors:   none.
  */
 #ifndef TP_UTIL_CRC32C_H
 #define TP_UTIL_CRC32C_H

@@ -7,6 +7,7 @@
  *
  * Layer:    util.
  * Threads:  any; a struct tp_error belongs to one at a time.
+ * Units:    bytes.
  * Errors:   tp_error() returns what it was given.
  */
 #ifndef TP_UTIL_ERROR_H

@@ -3,6 +3,11 @@
  * le.h - read and write the little-endian integers of disk-format.h
  *
  * The wrapped types have alignment 1, so these may be used on any address.
+ *
+ * Layer:    util.
+ * Threads:  any.
+ * Units:    none.
+ * Errors:   none.
  */
 #ifndef TP_UTIL_LE_H
 #define TP_UTIL_LE_H

@@ -4,6 +4,7 @@
  *
  * Layer:    util; for lock-class.c and for tests.
  * Threads:  any.  Takes no lock but its own, and that only to report.
+ * Units:    none.
  * Errors:   none: a violation is reported, which ends the process.
  *
  * @site is the address of the code that takes, waits or drops.  Without TP_DEBUG_LOCKS

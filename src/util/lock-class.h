@@ -13,6 +13,11 @@
  *
  * Tokens stand for classes, not instances, so they work with opaque types.
  * src/LOCKING.md tells what each class is for and who waits for whom.
+ *
+ * Layer:    util.
+ * Threads:  any.
+ * Units:    microseconds for deadlines.
+ * Errors:   none: a lock that cannot be had in this order, or at all, ends the process.
  */
 #ifndef TP_UTIL_LOCK_CLASS_H
 #define TP_UTIL_LOCK_CLASS_H
@@ -53,7 +58,7 @@
 	X(prison, pool, "cells of one shard of a prison") \
 	X(meta_root, prison, "roots, space maps and devices of the open transaction") \
 	X(block, meta_root, "the content of one metadata block; parent before child") \
-	X(tm, block, "the shadow set of a transaction manager") \
+	X(tm, block, "a transaction manager; nothing at present") \
 	X(bufio, tm, "the buffers of one shard of a cache") \
 	X(bufio_lru, bufio, "sizes, write-back and waiting of one cache") \
 	X(io, bufio_lru, "a queue's or a device's own lists") \

@@ -2,6 +2,9 @@
 /*
  * log.h - one line for a human, on stderr
  *
+ * Layer:    util.
+ * Units:    none.
+ * Errors:   none: what cannot be written is lost.
  * Threads:  any.  A line is written with one write(2), so lines never mix.
  * Form:     "<N>module: what, where (numbers with units), consequence", N being
  *           the priority that journald understands; on a terminal the mark is left out.
@@ -23,8 +26,7 @@ enum log_level { LOG_LEVEL_ERR = 3, LOG_LEVEL_WARN = 4, LOG_LEVEL_INFO = 6, LOG_
 /* Lines above this level are dropped.  Default: LOG_LEVEL_INFO. */
 void log_set_level(enum log_level level);
 
-/* Besides stderr, hand each line (without the mark) to @fn; NULL: to nobody.  For tests and status.
- */
+/* Besides stderr, hand each line (without the mark) to @fn; NULL: to nobody.  For syslog, tests. */
 void log_set_tap(void (*fn)(enum log_level level, const char *line, void *ctx), void *ctx);
 
 void log_line(enum log_level level, const char *module, const char *fmt, ...) TP_PRINTF(3, 4);

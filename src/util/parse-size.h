@@ -5,6 +5,11 @@
  * A number, with an optional decimal fraction when a suffix follows, and a suffix:
  * K, KiB = 1024, KB = 1000 and so on for M G T P E; B = 1; s = sectors of 512.
  * Case matters for s only.  Nothing else: no sign, no spaces inside, no hex.
+ *
+ * Layer:    util.
+ * Threads:  any.
+ * Units:    bytes.
+ * Errors:   0 or a negative errno.
  */
 #ifndef TP_UTIL_PARSE_SIZE_H
 #define TP_UTIL_PARSE_SIZE_H

@@ -1,6 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * utf8.h - is this text valid UTF-8?
+ *
+ * Layer:    util.
+ * Threads:  any.
+ * Units:    bytes; code points.
+ * Errors:   -1, or false: not UTF-8.
  */
 #ifndef TP_UTIL_UTF8_H
 #define TP_UTIL_UTF8_H

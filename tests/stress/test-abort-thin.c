@@ -531,7 +531,7 @@ static void check_images(void)
 static void report(const struct client *clients, const struct stall_report *stalls, uint64_t usec)
 {
 	struct client sum = { .number = 0 };
-	struct thin_cache_stats cache;
+	struct cache_stats cache;
 
 	for (unsigned i = 0; i < NR_CLIENTS; i++) {
 		sum.nr_reads += clients[i].nr_reads;

@@ -63,9 +63,9 @@ void reset(struct fixture *f)
 	unlock_meta_root(&f->meta_root);
 }
 
-struct bufio_stats stats(struct fixture *f)
+struct cache_stats stats(struct fixture *f)
 {
-	struct bufio_stats s;
+	struct cache_stats s;
 
 	bufio_get_stats(f->c, &s);
 	return s;

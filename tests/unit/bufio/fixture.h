@@ -34,7 +34,7 @@ int setup(void **state);
 int teardown(void **state);
 
 void reset(struct fixture *f);
-struct bufio_stats stats(struct fixture *f);
+struct cache_stats stats(struct fixture *f);
 uint64_t nr_requests(struct fixture *f, enum io_op op);
 bool is_cached(struct fixture *f, mblock_t block);
 void run_own_queue(void); /* until nothing is in flight */

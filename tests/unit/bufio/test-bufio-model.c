@@ -236,7 +236,7 @@ static void check_device(struct model *m, mblock_t block)
 
 static void reset_model(struct model *m)
 {
-	struct bufio_stats s;
+	struct cache_stats s;
 
 	lock_meta_root(&m->meta_root);
 	bufio_client_reset(m->c);

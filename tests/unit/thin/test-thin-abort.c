@@ -219,7 +219,7 @@ static bool fail_and_abort(const struct sweep *sweep, unsigned ops, uint64_t nth
 		assert_int_equal(thin_metadata_close(tmd), 0);
 		tmd = open_small(dev);
 	} else if (failed) {
-		struct thin_cache_stats stats;
+		struct cache_stats stats;
 
 		assert_int_equal(abort_alone(tmd), 0);
 		thin_metadata_get_cache_stats(tmd, &stats);
