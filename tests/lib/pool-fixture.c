@@ -171,6 +171,12 @@ int rig_delete(struct pool_rig *rig, const char *name)
 	return run_command(rig, POOL_DELETE, name, "", 0);
 }
 
+int rig_metadata_snap(struct pool_rig *rig, bool reserve)
+{
+	return run_command(rig, reserve ? POOL_METADATA_SNAP_RESERVE : POOL_METADATA_SNAP_RELEASE,
+			   "", "", 0);
+}
+
 int rig_commit(struct pool_rig *rig)
 {
 	return run_command(rig, POOL_COMMIT, "", "", 0);

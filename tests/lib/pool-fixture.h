@@ -48,6 +48,8 @@ struct volume *rig_open_volume(struct pool_rig *rig, const char *name);
 void rig_close_volume(struct volume *v);
 int rig_snapshot(struct pool_rig *rig, const char *origin, const char *name);
 int rig_delete(struct pool_rig *rig, const char *name);
+/* Take the metadata snapshot, or give it up. */
+int rig_metadata_snap(struct pool_rig *rig, bool reserve);
 
 /* One request, to its end. */
 int rig_io(struct pool_rig *rig, struct volume *v, enum pool_io_op op, uint64_t offset,

@@ -34,8 +34,11 @@ static unsigned scenario(struct volume *v)
 	errors += rig_snapshot(rig, "vol", "snap") != 0;
 	errors += rig_fill(rig, v, 11 * BLOCK + 5, 4 * BLOCK, 3) != 0;
 	errors += rig_io(rig, v, POOL_ALLOCATE, 40 * BLOCK, 4 * BLOCK, NULL) != 0;
+	errors += rig_metadata_snap(rig, true) != 0;
 	errors += rig_punch(rig, v, 12 * BLOCK + 77, 10 * BLOCK) != 0;
 	errors += rig_flush(rig, v) != 0;
+	if (rig_status(rig).held_root)
+		errors += rig_metadata_snap(rig, false) != 0;
 	if (!pool_volume_find(rig->pool, "snap", &snap)) {
 		volume_put(snap);
 		errors += rig_delete(rig, "snap") != 0;

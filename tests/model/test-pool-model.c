@@ -3,8 +3,8 @@
  * A whole pool against arrays: two threads do random I/O at random bytes of a few volumes, each
  * on stripes of its own, whose ends lie within blocks and sectors.  So each byte has one
  * writer and a known value, while blocks and sectors are contended for.  Between rounds, with
- * the threads at rest: snapshots, deletions, reopening, a look at a copy of the devices (what a
- * crash would leave), and a comparison of everything.
+ * the threads at rest: snapshots, deletions, the metadata snapshot, reopening, a look at a copy of
+ * the devices (what a crash would leave), and a comparison of everything.
  *
  * TP_SEED repeats a run, TP_OPS is the number of rounds.
  */
@@ -34,6 +34,7 @@
 
 static struct pool_rig *rig;
 static uint64_t stripe_bytes;
+static bool snap_is_held; /* the metadata snapshot */
 
 static struct model {
 	struct volume *v; /* NULL: there is none */
@@ -237,6 +238,21 @@ static void compare(struct pool_rig *r, struct model *m, struct volume *v)
 	free(buffer);
 }
 
+static void require_metadata_snap(struct pool_rig *r)
+{
+	assert_int_equal(rig_status(r).held_root != 0, snap_is_held);
+}
+
+static void change_metadata_snap(struct prng *p)
+{
+	bool reserve = prng_below(p, 2);
+	int wanted = reserve == snap_is_held ? (reserve ? -EBUSY : -EINVAL) : 0;
+
+	assert_int_equal(rig_metadata_snap(rig, reserve), wanted);
+	snap_is_held = reserve;
+	require_metadata_snap(rig);
+}
+
 /* What was flushed is there in a copy of the devices, taken while the pool is in service. */
 static void look_at_crash(void)
 {
@@ -249,6 +265,7 @@ static void look_at_crash(void)
 	copy.data = fault_device_create(mem_device_clone(fault_device_inner(rig->data)));
 	assert_true(pool_rig_is_clean(&copy));
 	pool_rig_open(&copy);
+	require_metadata_snap(&copy);
 	for (unsigned i = 0; i < NR_VOLUMES; i++)
 		if (volumes[i].v) {
 			struct volume *v = rig_open_volume(&copy, volumes[i].name);
@@ -270,6 +287,7 @@ static void reopen(void)
 	assert_int_equal(pool_rig_close(rig), 0);
 	assert_true(pool_rig_is_clean(rig));
 	pool_rig_open(rig);
+	require_metadata_snap(rig);
 	for (unsigned i = 0; i < NR_VOLUMES; i++)
 		if (volumes[i].v)
 			volumes[i].v = rig_open_volume(rig, volumes[i].name);
@@ -280,7 +298,7 @@ static void between_rounds(struct prng *p)
 	struct model *a = &volumes[prng_below(p, NR_VOLUMES)];
 	struct model *b = &volumes[prng_below(p, NR_VOLUMES)];
 
-	switch (prng_below(p, 8)) {
+	switch (prng_below(p, 10)) {
 	case 0:
 	case 1:
 	case 2:
@@ -304,6 +322,9 @@ static void between_rounds(struct prng *p)
 		break;
 	case 7:
 		look_at_crash();
+		break;
+	default:
+		change_metadata_snap(p);
 		break;
 	}
 }
@@ -352,7 +373,8 @@ static void pool_behaves_as_its_model(void **state)
 	prng_init(&p, prng_seed());
 	block = blocks[prng_below(&p, ARRAY_SIZE(blocks))];
 	stripe_bytes = 1000 + prng_below(&p, 250000);
-	rig = pool_rig_create(block, NR_VOLUMES * (VOLUME_BYTES / block + 1) * 2 + 16,
+	/* Twice what the volumes have, as the metadata snapshot may hold what they had before. */
+	rig = pool_rig_create(block, NR_VOLUMES * (VOLUME_BYTES / block + 1) * 3 + 16,
 			      alignments[prng_below(&p, ARRAY_SIZE(alignments))]);
 	print_message("# blocks of %llu KiB, stripes of %llu bytes, alignment %u\n",
 		      (unsigned long long)(block / KIB), (unsigned long long)stripe_bytes,

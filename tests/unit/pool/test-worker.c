@@ -556,6 +556,101 @@ static void a_pass_that_takes_long_is_told(void **state)
 	assert_int_equal(after.stats.throttle_usec, after.longest_throttle_usec); /* the one */
 }
 
+/* Something that takes as long as the test wants. */
+struct hold {
+	struct work work;
+	sem_t running, go;
+};
+
+static void hold_run(struct pool *pool, struct work *work)
+{
+	struct hold *h = container_of(work, struct hold, work);
+
+	(void)pool;
+	sem_post(&h->running);
+	while (sem_wait(&h->go))
+		;
+}
+
+static void hold_start(struct hold *h)
+{
+	h->work.run = hold_run;
+	sem_init(&h->running, 0, 0);
+	sem_init(&h->go, 0, 0);
+	worker_push(rig->pool, &h->work);
+}
+
+static void hold_await(struct hold *h)
+{
+	while (sem_wait(&h->running))
+		;
+}
+
+/* The pass has been going on for two seconds. */
+static void age_run(struct pool *pool, struct work *work)
+{
+	(void)work;
+	pool->worker->pass_began_usec -= 2 * USEC_PER_SEC;
+}
+
+static void *write_and_wait(void *done)
+{
+	static _Alignas(4096) uint8_t page[4096];
+	struct pool_io io = {
+		.op = POOL_WRITE, .volume = v, .offset = 3 * BLOCK, .length = 4096, .buffer = page
+	};
+	struct io_queue *q;
+
+	if (io_queue_self(&q) || pool_io_run(rig->pool, q, &io))
+		abort();
+	atomic_store((atomic_bool *)done, true);
+	return NULL;
+}
+
+static bool two_are_throttled(void *unused)
+{
+	(void)unused;
+	return rig_status(rig).stats.throttled == 2;
+}
+
+static void a_pass_that_is_too_long_makes_new_work_wait_for_its_end(void **state)
+{
+	struct work age = { .run = age_run };
+	struct hold before, during;
+	struct rig_request write;
+	void *buffer = io_buffer_alloc(BLOCK);
+	atomic_bool sleeper_done = false;
+	pthread_t sleeper;
+
+	(void)state;
+	memset(buffer, 1, BLOCK);
+	hold_start(&before); /* so that the next two are taken at once */
+	hold_await(&before);
+	worker_push(rig->pool, &age);
+	hold_start(&during);
+	sem_post(&before.go);
+	hold_await(&during);
+
+	/* Who may not sleep is parked, who may sleeps; both for as long as the pass goes on. */
+	assert_false(trylock_throttle_shared(&rig->pool->throttle));
+	rig_start(rig, &write, v, POOL_WRITE, 0, BLOCK, buffer);
+	assert_int_equal(rig_status(rig).stats.throttled, 1);
+	assert_int_equal(pthread_create(&sleeper, NULL, write_and_wait, &sleeper_done), 0);
+	assert_true(rig_await(rig, two_are_throttled, NULL));
+	assert_false(rig_is_done(&write));
+	assert_false(atomic_load(&sleeper_done));
+
+	sem_post(&during.go);
+	assert_int_equal(rig_wait(rig, &write), 0);
+	pthread_join(sleeper, NULL);
+	assert_true(sleeper_done);
+	assert_true(rig_reads_as(rig, v, 0, BLOCK, 1));
+	/* The next pass is a new one. */
+	assert_int_equal(rig_fill(rig, v, 5 * BLOCK, BLOCK, 2), 0);
+	assert_int_equal(rig_status(rig).stats.throttled, 2);
+	free(buffer);
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -579,6 +674,7 @@ int main(void)
 		T(the_worker_sleeps_while_a_request_waits_for_segments),
 		T(who_may_not_sleep_is_parked_while_the_worker_catches_up),
 		T(a_pass_that_takes_long_is_told),
+		T(a_pass_that_is_too_long_makes_new_work_wait_for_its_end),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);
