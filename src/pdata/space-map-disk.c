@@ -486,8 +486,8 @@ static int find_available(struct sm_disk *smd, dblock_t from, dblock_t end, bool
 	return 0;
 }
 
-int sm_disk_next_free_run(struct space_map *sm, dblock_t from, dblock_t *ret_begin,
-			  dblock_t *ret_end)
+int sm_disk_next_free_run(struct space_map *sm, dblock_t from, uint64_t max_blocks,
+			  dblock_t *ret_begin, dblock_t *ret_end)
 {
 	struct sm_disk *smd = to_disk(sm);
 	dblock_t nr_blocks = smd->ll.committed.nr_blocks, begin, end;
@@ -500,7 +500,8 @@ int sm_disk_next_free_run(struct space_map *sm, dblock_t from, dblock_t *ret_beg
 		return r;
 	if (begin == nr_blocks)
 		return -ENODATA;
-	r = find_available(smd, begin, nr_blocks, false, &end);
+	/* No further than asked: whoever goes through all free blocks in slices asks often. */
+	r = find_available(smd, begin, begin + MIN(max_blocks, nr_blocks - begin), false, &end);
 	if (r)
 		return r;
 	*ret_begin = begin;

@@ -55,8 +55,11 @@ int sm_disk_use_reserved(struct space_map *sm, dblock_t b) TP_TAKES(bufio) TP_MU
 void sm_disk_take_freed(struct space_map *sm, void (*fn)(void *ctx, dblock_t begin, dblock_t end),
 			void *ctx);
 
-/* Next run of blocks free in both states and not reserved, from @from on; -ENODATA: none. */
-int sm_disk_next_free_run(struct space_map *sm, dblock_t from, dblock_t *ret_begin,
-			  dblock_t *ret_end) TP_TAKES(bufio) TP_MUST_CHECK;
+/*
+ * The next blocks in a row that are free in both states and not reserved, from @from on,
+ * @max_blocks of them at most, and no more is looked at.  -ENODATA: none.
+ */
+int sm_disk_next_free_run(struct space_map *sm, dblock_t from, uint64_t max_blocks,
+			  dblock_t *ret_begin, dblock_t *ret_end) TP_TAKES(bufio) TP_MUST_CHECK;
 
 #endif

@@ -48,11 +48,11 @@ int thin_metadata_reserve_free_run(struct thin_metadata *tmd, dblock_t from, uin
 
 	/* Only the caller changes anything, so the search needs no more than this. */
 	lock_meta_root_shared(&tmd->lock);
-	r = tmd->fail_io ? -EINVAL : sm_disk_next_free_run(tmd->data_sm, from, &begin, &end);
+	r = tmd->fail_io ? -EINVAL
+			 : sm_disk_next_free_run(tmd->data_sm, from, max_blocks, &begin, &end);
 	unlock_meta_root_shared(&tmd->lock);
 	if (r)
 		return r;
-	end = MIN(end, begin + max_blocks);
 	lock_meta_root(&tmd->lock);
 	r = metadata_may_change(tmd);
 	if (!r)

@@ -104,6 +104,13 @@ void pool_rig_destroy(struct pool_rig *rig)
 	free(rig);
 }
 
+int pool_rig_begin(struct pool_rig **ret_rig, struct volume **ret_v)
+{
+	*ret_rig = pool_rig_create(64 * KIB, 256, 512);
+	*ret_v = rig_create_volume(*ret_rig, "vol", 8 * MIB);
+	return 0;
+}
+
 int pool_rig_end(struct pool_rig *rig, struct volume *v)
 {
 	if (v)

@@ -28,6 +28,11 @@ struct pool_rig *pool_rig_create_sized(uint64_t block_bytes, uint64_t nr_blocks,
 				       uint64_t metadata_bytes);
 void pool_rig_destroy(struct pool_rig *rig);
 /*
+ * How most tests begin: 256 blocks of 64 KiB, alignment 512, and the volume "vol" of 8 MiB, open.
+ * Returns 0, for setup.
+ */
+int pool_rig_begin(struct pool_rig **ret_rig, struct volume **ret_v);
+/*
  * How a test ends: @v (NULL: none) and the pool are closed, which must succeed and leave the
  * metadata clean, and all is freed.  Returns 0, for teardown.
  */

@@ -239,16 +239,44 @@ static void free_runs_leave_out_both_states_and_reserved(void **state)
 	assert_int_equal(sm_inc_blocks(rig->data, 60, 70), 0); /* used in the current one */
 	assert_int_equal(sm_disk_reserve_range(rig->data, 70, 80), 0);
 
-	assert_int_equal(sm_disk_next_free_run(rig->data, 0, &begin, &end), 0);
+	assert_int_equal(sm_disk_next_free_run(rig->data, 0, UINT64_MAX, &begin, &end), 0);
 	assert_int_equal(begin, 0);
 	assert_int_equal(end, 50);
-	assert_int_equal(sm_disk_next_free_run(rig->data, 50, &begin, &end), 0);
+	assert_int_equal(sm_disk_next_free_run(rig->data, 50, UINT64_MAX, &begin, &end), 0);
 	assert_int_equal(begin, 80);
 	assert_int_equal(end, 20000);
-	assert_int_equal(sm_disk_next_free_run(rig->data, 20000, &begin, &end), 0);
+	assert_int_equal(sm_disk_next_free_run(rig->data, 20000, UINT64_MAX, &begin, &end), 0);
 	assert_int_equal(begin, 20001);
 	assert_int_equal(end, NR_DATA);
-	assert_int_equal(sm_disk_next_free_run(rig->data, NR_DATA, &begin, &end), -ENODATA);
+	assert_int_equal(sm_disk_next_free_run(rig->data, NR_DATA, UINT64_MAX, &begin, &end),
+			 -ENODATA);
+}
+
+static uint64_t lookups(struct meta_rig *rig)
+{
+	struct cache_stats s;
+
+	bm_get_stats(rig->bm, &s);
+	return s.hits + s.misses;
+}
+
+static void a_slice_of_a_free_run_is_found_without_a_look_at_the_rest(void **state)
+{
+	struct meta_rig *rig = *state;
+	uint64_t before, slice, all;
+	dblock_t begin, end;
+
+	assert_int_equal(sm_disk_next_free_run(rig->data, 0, UINT64_MAX, &begin, &end), 0);
+	assert_int_equal(end, NR_DATA);
+	before = lookups(rig);
+	assert_int_equal(sm_disk_next_free_run(rig->data, 7, 100, &begin, &end), 0);
+	slice = lookups(rig) - before;
+	assert_int_equal(begin, 7);
+	assert_int_equal(end, 107);
+	before = lookups(rig);
+	assert_int_equal(sm_disk_next_free_run(rig->data, 7, UINT64_MAX, &begin, &end), 0);
+	all = lookups(rig) - before;
+	assert_true(slice < all);
 }
 
 /* ---- extending ---- */
@@ -404,6 +432,7 @@ int main(void)
 		FACT(block_freed_in_its_own_transaction_is_told),
 		FACT(told_runs_may_be_reserved_at_once),
 		FACT(free_runs_leave_out_both_states_and_reserved),
+		FACT(a_slice_of_a_free_run_is_found_without_a_look_at_the_rest),
 		FACT(extension_counts_from_the_commit_on),
 		FACT(extension_behind_a_tools_entry_is_used_first),
 		cmocka_unit_test(map_of_many_bitmaps),

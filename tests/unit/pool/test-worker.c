@@ -31,9 +31,7 @@ static struct volume *v;
 static int setup(void **state)
 {
 	(void)state;
-	rig = pool_rig_create(BLOCK, 256, 512);
-	v = rig_create_volume(rig, "vol", 8 * MIB);
-	return 0;
+	return pool_rig_begin(&rig, &v);
 }
 
 static int teardown(void **state)
