@@ -105,9 +105,12 @@ static int record_fn(void *ctx, const struct catalog_record *rec)
 	struct pool *pool = ctx;
 	struct volume *v = volume_lookup_id(pool->volumes, rec->id);
 	const struct volume *other;
+	int r;
 
-	if (!v)
-		return note_orphan(pool->volumes, rec->id);
+	if (!v) { /* the record of a device whose mappings are there all the same is kept */
+		r = thin_metadata_check_free_id(pool->tmd, rec->id);
+		return r ? do_without(pool, r) : note_orphan(pool->volumes, rec->id);
+	}
 	if (!rec->name[0]) {
 		/* Whoever wants to write takes a snapshot of it. */
 		v->entry.now.flags |= CATALOG_READ_ONLY;

@@ -298,20 +298,45 @@ bool thin_device_aborted_changes(const struct thin_device *td)
 
 /* ---- create ---- */
 
+/* A new device would take the place of a tree that nobody has details of. */
+static int check_free_id(struct thin_metadata *tmd, thin_id_t id) TP_REQUIRES_SHARED(lc_meta_root)
+	TP_TAKES(bufio)
+{
+	struct disk_device_details details;
+	mblock_t root;
+	int r;
+
+	r = details_lookup(tmd, id, &details);
+	if (r != -ENODATA)
+		return r ? r : -EEXIST;
+	r = device_root(tmd, NULL, id, &root, NULL);
+	if (r)
+		return r == -ENODATA ? 0 : r;
+	log_err_limited("%s: device %" PRIu32 " has a mapping tree but no details, it cannot be "
+			"served",
+			io_device_name(tmd->dev), id);
+	return -EUCLEAN;
+}
+
+int thin_metadata_check_free_id(struct thin_metadata *tmd, thin_id_t id)
+{
+	int r;
+
+	lock_meta_root_shared(&tmd->lock);
+	r = tmd->fail_io ? -EINVAL : check_free_id(tmd, id);
+	unlock_meta_root_shared(&tmd->lock);
+	return r;
+}
+
 /* 0: @id is free to be used. */
 static int check_new_id(struct thin_metadata *tmd, thin_id_t id) TP_REQUIRES(lc_meta_root)
 	TP_TAKES(bufio)
 {
-	struct disk_device_details details;
-	int r;
+	int r = metadata_may_change(tmd);
 
-	r = metadata_may_change(tmd);
 	if (r)
 		return r;
-	if (id > THIN_ID_MAX)
-		return -EINVAL;
-	r = details_lookup(tmd, id, &details);
-	return r == -ENODATA ? 0 : r ? r : -EEXIST;
+	return id > THIN_ID_MAX ? -EINVAL : check_free_id(tmd, id);
 }
 
 static int add_to_top_tree(struct thin_metadata *tmd, thin_id_t id, mblock_t root)

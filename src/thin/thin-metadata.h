@@ -184,6 +184,13 @@ int thin_metadata_release_snap(struct thin_metadata *tmd) TP_TAKES(meta_root) TP
 
 /* ---- queries ---- */
 
+/*
+ * Does neither tree of devices know @id?  0, -EEXIST, or -EUCLEAN: it has mappings and no details,
+ * so it can be neither opened nor created.
+ */
+int thin_metadata_check_free_id(struct thin_metadata *tmd, thin_id_t id)
+	TP_TAKES(meta_root) TP_MUST_CHECK;
+
 struct thin_metadata_info {
 	uint32_t data_block_sectors;
 	uint64_t transaction_id;

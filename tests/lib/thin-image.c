@@ -13,6 +13,7 @@
 #include "io/device.h"
 #include "mem-device.h"
 #include "thin/thin-check.h"
+#include "thin/thin-internal.h"
 #include "thinpoold/disk-format.h"
 #include "util/crc32c.h"
 #include "util/le.h"
@@ -117,4 +118,15 @@ bool thin_device_is_clean(struct io_device *mem)
 
 	thin_image_remove(&image);
 	return clean;
+}
+
+TP_NO_TSA void thin_forget_details(struct thin_metadata *tmd, thin_id_t id)
+{
+	const uint64_t key = id;
+
+	lock_meta_root(&tmd->lock);
+	metadata_change_begin(tmd);
+	must(btree_remove(&tmd->details_info, tmd->details_root, &key, &tmd->details_root) == 0,
+	     "remove details");
+	unlock_meta_root(&tmd->lock);
 }

@@ -7,7 +7,10 @@
 
 #include <stdbool.h>
 
+#include "thinpoold/types.h"
+
 struct io_device;
+struct thin_metadata;
 
 struct thin_image {
 	char path[64];
@@ -25,6 +28,9 @@ bool thin_image_is_clean(const struct thin_image *image);
 
 /* The metadata in a mem-device, of a closed pool, had NEEDS_CHECK set: it was checked now. */
 void thin_image_clear_needs_check(struct io_device *mem);
+
+/* Damage: @id loses its details and keeps its mapping tree.  In the open transaction. */
+void thin_forget_details(struct thin_metadata *tmd, thin_id_t id);
 
 /* Save, check, remove. */
 bool thin_device_is_clean(struct io_device *mem);

@@ -13,6 +13,7 @@
 
 #include "commands.h"
 #include "pool/pool-internal.h"
+#include "thin-image.h"
 #include "thin/thin-metadata.h"
 #include "thinpoold/catalog-format.h"
 #include "util/clock.h"
@@ -628,6 +629,33 @@ static void read_only_a_pool_is_served_without_the_names_it_cannot_read(void **s
 	assert_true(exists(rig, "far"));
 }
 
+static int teardown_damaged(void **state)
+{
+	(void)state;
+	return pool_rig_end_failed(rig, NULL);
+}
+
+/* Its record is not dropped, so that a repair finds the name again. */
+static void mappings_without_details_are_not_taken_for_nothing(void **state)
+{
+	struct pool_options options = rig->options;
+	struct thin_metadata *tmd;
+
+	(void)state;
+	assert_int_equal(create(rig, "a", BLOCK), 0);
+	assert_int_equal(create(rig, "b", BLOCK), 0);
+	tmd = open_metadata();
+	thin_forget_details(tmd, 2);
+	assert_int_equal(thin_metadata_commit(tmd), 0);
+	assert_int_equal(thin_metadata_close(tmd), 0);
+	assert_int_equal(pool_open_devices(&options, rig->meta, rig->data, &rig->pool, NULL),
+			 -EUCLEAN);
+	rig->options.read_only = true;
+	pool_rig_open(rig);
+	assert_true(exists(rig, "a"));
+	assert_false(exists(rig, "b"));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -643,6 +671,8 @@ int main(void)
 		TEST(a_pool_without_names_lets_open_volumes_live),
 		TEST(devices_and_records_need_not_match),
 		TEST(read_only_a_pool_is_served_without_the_names_it_cannot_read),
+		cmocka_unit_test_setup_teardown(mappings_without_details_are_not_taken_for_nothing,
+						setup, teardown_damaged),
 		TEST(a_size_without_room_for_its_first_record_costs_nothing_else),
 		TEST(two_records_with_one_name_are_both_served),
 		TEST(a_record_without_a_device_is_erased),

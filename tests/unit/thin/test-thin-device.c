@@ -12,6 +12,7 @@
 
 #include "fault-device.h"
 #include "thin-fixture.h"
+#include "thin-image.h"
 #include "thin/thin-metadata.h"
 #include "thinpoold/disk-format.h"
 
@@ -193,6 +194,33 @@ static void devices_are_listed_in_order(void **state)
 	assert_int_equal(next - ids, 151);
 }
 
+/* A new device of that id would take the tree's place, and free what it maps. */
+static void a_tree_without_details_is_not_replaced(void **state)
+{
+	struct fixture *f = *state;
+	struct thin_device *td;
+	uint64_t nr_free;
+
+	assert_int_equal(thin_metadata_check_free_id(f->tmd, 1), 0);
+	assert_int_equal(thin_metadata_create_thin(f->tmd, 1), 0);
+	assert_int_equal(thin_metadata_check_free_id(f->tmd, 1), -EEXIST);
+	td = open_device(f, 1);
+	write_block(f->tmd, td, 7);
+	td = thin_device_close(td);
+	assert_int_equal(thin_metadata_commit(f->tmd), 0);
+	nr_free = info_of(f).nr_data_free;
+	thin_forget_details(f->tmd, 1);
+	assert_int_equal(thin_metadata_commit(f->tmd), 0);
+
+	assert_int_equal(thin_device_open(f->tmd, 1, &td), -ENODATA);
+	assert_int_equal(thin_metadata_check_free_id(f->tmd, 1), -EUCLEAN);
+	assert_int_equal(thin_metadata_create_thin(f->tmd, 1), -EUCLEAN);
+	assert_int_equal(thin_metadata_create_thin(f->tmd, 2), 0);
+	assert_int_equal(thin_metadata_create_snap(f->tmd, 1, 2), -EUCLEAN);
+	assert_int_equal(thin_metadata_commit(f->tmd), 0);
+	assert_int_equal(info_of(f).nr_data_free, nr_free);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -205,6 +233,7 @@ int main(void)
 		TEST(clock_ends_at_24_bits),
 		TEST(transaction_id_is_compared),
 		TEST(devices_are_listed_in_order),
+		TEST(a_tree_without_details_is_not_replaced),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);
