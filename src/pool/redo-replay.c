@@ -239,8 +239,8 @@ static int replay(struct pool *pool, uint64_t nr)
 	if (!r && pool_is_dirty(pool)) {
 		r = commit_replayed(pool);
 		if (!r)
-			log_info("%" PRIu64 " changes that were acknowledged but not committed "
-				 "have been made again",
+			log_info("what was acknowledged but not committed is done again, changes: "
+				 "%" PRIu64,
 				 nr);
 	}
 	return r;

@@ -159,6 +159,11 @@ static bool worker_sleeps(void *ctx)
 	return atomic_load(&w->sleeping) && !atomic_load(&w->deferred) && !atomic_load(&w->poked);
 }
 
+struct death *dying_pool_die_now(struct dying_pool *dp)
+{
+	return copy_all(dp);
+}
+
 struct death *dying_pool_die(struct dying_pool *dp)
 {
 	MUST(rig_await(dp->rig, worker_sleeps, dp));

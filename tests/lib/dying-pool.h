@@ -31,6 +31,8 @@ struct io_device *dying_pool_data(struct dying_pool *dp);
 
 /* Now; no request is under way, and the worker gets the time to fall asleep. */
 struct death *dying_pool_die(struct dying_pool *dp);
+/* At once: the worker waits for a request that the test holds. */
+struct death *dying_pool_die_now(struct dying_pool *dp);
 /* Before the worker's n-th I/O from now on (n >= 1): dp->death.  0: not any more. */
 void dying_pool_die_at(struct dying_pool *dp, unsigned long n);
 

@@ -451,6 +451,105 @@ static bool is_set(void *flag)
 	return atomic_load((atomic_bool *)flag);
 }
 
+/* Its new end is there for all to see while the command is not done. */
+static void what_is_written_behind_the_end_that_a_resize_moves_survives(void **unused)
+{
+	atomic_bool done = false;
+	struct pool_command cmd = { .op = POOL_RESIZE,
+				    .size_bytes = BLOCK,
+				    .name = "v",
+				    .done = created,
+				    .waiter = &done };
+	struct death *death;
+
+	(void)unused;
+	assert_int_equal(rig_fill(rig, v, 0, MIB, 'a'), 0);
+	cmd.size_bytes = 4096;
+	cmd.flags = POOL_CMD_SHRINK;
+	assert_int_equal(pool_command_run(rig->pool, &cmd), 0);
+	cmd.size_bytes = BLOCK;
+	cmd.done = created;
+	cmd.waiter = &done;
+	fault_device_delay(dying_pool_data(dp), FAULT_OP(IO_FLUSH));
+	pool_command_submit(rig->pool, &cmd);
+	assert_true(fault_device_wait_held(dying_pool_data(dp), 1));
+	assert_int_equal(rig_fill(rig, v, 8192, 4096, 'b'), 0); /* in place */
+	death = dying_pool_die_now(dp);
+	fault_device_release_all(dying_pool_data(dp));
+	assert_true(rig_await(rig, is_set, &done));
+	rig_close_volume(v);
+	dying_pool_rise(dp, death, true);
+	v = rig_open_volume(rig, "v");
+	assert_int_equal(volume_size(v), BLOCK);
+	assert_true(rig_reads_as(rig, v, 8192, 4096, 'b'));
+	assert_true(dying_pool_is_clean(dp));
+}
+
+/* Two volumes, with records in two blocks of the catalog, and no free block in the pool. */
+static struct volume *two[2];
+
+static void open_two(void)
+{
+	two[0] = rig_open_volume(rig, "2");
+	two[1] = rig_open_volume(rig, "69");
+}
+
+static void close_two(void)
+{
+	rig_close_volume(two[0]);
+	rig_close_volume(two[1]);
+}
+
+static void make_two_and_no_space(void)
+{
+	char name[8];
+
+	for (unsigned i = 2; i < 70; i++) {
+		snprintf(name, sizeof(name), "%u", i);
+		rig_close_volume(rig_create_volume(rig, name, 4096));
+	}
+	open_two();
+	for (unsigned i = 0; i < 2; i++)
+		assert_int_equal(rig_fill(rig, two[i], 0, 4096, 'a'), 0);
+	for (uint64_t at = 0; !rig_fill(rig, v, at, BLOCK, 'a'); at += BLOCK)
+		;
+	assert_int_equal(rig_commit(rig), 0);
+}
+
+/* The catalog takes one of the sizes, and the other when that is committed. */
+static void sizes_that_come_with_the_next_commit_are_carried_over(void **unused)
+{
+	unsigned long n = 0;
+	bool died = true;
+
+	(void)unused;
+	make_two_and_no_space();
+	for (uint64_t bytes = 4096; died; bytes += 512) {
+		for (unsigned i = 0; i < 2; i++)
+			assert_int_equal(rig_fill(rig, two[i], bytes, 512, 'b'), 0);
+		dying_pool_die_at(dp, ++n);
+		assert_int_equal(rig_flush(rig, two[0]), 0);
+		died = dp->death;
+		if (died) {
+			close_two();
+			rig_close_volume(v);
+			dying_pool_rise(dp, dp->death, true);
+			dp->death = NULL;
+			v = rig_open_volume(rig, "v");
+			open_two();
+		}
+		for (unsigned i = 0; i < 2; i++) {
+			assert_int_equal(volume_size(two[i]), bytes + 512);
+			assert_true(rig_reads_as(rig, two[i], 4096, bytes - 4096 + 512, 'b'));
+		}
+		assert_true(dying_pool_is_clean(dp));
+	}
+	dying_pool_die_at(dp, 0);
+	print_message("# %lu points\n", n);
+	close_two();
+	assert_true(n > 10); /* two commits */
+}
+
 /* Or writes to it would be acknowledged before it is. */
 static void a_volume_is_not_found_before_its_commit(void **unused)
 {
@@ -499,6 +598,8 @@ int main(void)
 		T(records_for_a_state_that_somebody_else_changed_are_refused),
 		T(a_refusal_outlives_processes_too),
 		T(what_an_abort_took_back_is_still_an_error_for_the_next_process),
+		T(what_is_written_behind_the_end_that_a_resize_moves_survives),
+		T(sizes_that_come_with_the_next_commit_are_carried_over),
 		T(a_volume_is_not_found_before_its_commit),
 	};
 
