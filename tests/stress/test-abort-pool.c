@@ -205,11 +205,10 @@ static void client_write(struct client *c, uint64_t page)
 static void client_read(struct client *c, uint64_t page)
 {
 	const struct page *p = &pages[page];
-	bool may_fail = atomic_load(&reads_fail);
 	int r = client_io(c, POOL_READ, false, page);
 	uint64_t write;
 
-	if (r == -EIO && may_fail)
+	if (r == -EIO && atomic_load(&reads_fail)) /* set before reads fail, until the next round */
 		return;
 	REQUIRE(!r, "read: %d", r);
 	write = page_write(c->buffer, page);
