@@ -495,9 +495,11 @@ static bool check_metadata(uint64_t round)
 	struct thin_check_result result;
 
 	REQUIRE(!thin_check(mem, &options, &result), "check");
+	heart_rest(main_heart); /* other programs may be run */
 	if (result.nr_hints || result.nr_leaks || result.nr_damages ||
 	    round % FULL_CHECK_EVERY == 0)
 		REQUIRE(thin_device_is_clean(mem), "round %" PRIu64, round);
+	heart_beat(main_heart);
 	return le32_get(sb->flags) & THIN_NEEDS_CHECK_FLAG;
 }
 
