@@ -27,6 +27,8 @@
  *   Trim       -                                       bytes
  *   Reclaim    -                                       bytes, resident_before, resident_after,
  *                                                      shrinkers: [name, objects, bytes]
+ *   GetRestarts  -                                     restarts, pause_usec (of the last)
+ *   Restart    -                                       restarts, as they are before it
  *   org.varlink.service.GetInfo and GetInterfaceDescription as varlink has them
  */
 #ifndef THINPOOLD_CONTROL_H

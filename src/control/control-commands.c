@@ -55,6 +55,11 @@ static const char interface_description[] =
 	"  bytes: int, resident_before: int, resident_after: int,\n"
 	"  shrinkers: [](name: string, objects: int, bytes: int)\n"
 	")\n"
+	"# How often the mount was taken over by a new daemon, and how long the last time took; "
+	"Restart\n"
+	"# tells it from before.\n"
+	"method GetRestarts() -> (restarts: int, pause_usec: int)\n"
+	"method Restart() -> (restarts: int)\n"
 	"\n"
 	"error NotFound (message: string)\n"
 	"error Exists (message: string)\n"
@@ -131,6 +136,30 @@ static json_t *get_interface_description(struct control_call *call, json_t *para
 		return json_pack("{ss s{ss}}", "error", VARLINK ".InterfaceNotFound", "parameters",
 				 "interface", name);
 	return reply_parameters(json_pack("{ss}", "description", interface_description));
+}
+
+static json_t *get_restarts(struct control_call *call, json_t *parameters)
+{
+	uint64_t pause_usec;
+	unsigned restarts;
+
+	(void)parameters;
+	call->service->get_restarts(call->service->ctx, &restarts, &pause_usec);
+	return reply_parameters(json_pack("{sI sI}", "restarts", (json_int_t)restarts, "pause_usec",
+					  (json_int_t)pause_usec));
+}
+
+static json_t *restart(struct control_call *call, json_t *parameters)
+{
+	struct tp_error error = { "" };
+	unsigned restarts;
+	int r = call->service->restart(call->service->ctx, &restarts, &error);
+
+	(void)parameters;
+	if (r)
+		return control_reply_error(CONTROL_ERROR_FAILED,
+					   error.text[0] ? error.text : strerror(-r));
+	return reply_parameters(json_pack("{sI}", "restarts", (json_int_t)restarts));
 }
 
 /* check_type() has bounded the length. */
@@ -228,6 +257,8 @@ static const struct method methods[] = {
 	{ CONTROL_INTERFACE ".Dump", { NULL }, .fill = fill_dump },
 	{ CONTROL_INTERFACE ".Trim", { NULL }, .fill = fill_trim },
 	{ CONTROL_INTERFACE ".Reclaim", { NULL }, .query = NULL },
+	{ CONTROL_INTERFACE ".GetRestarts", { NULL }, .query = get_restarts },
+	{ CONTROL_INTERFACE ".Restart", { NULL }, .query = restart },
 	{ VARLINK ".GetInfo", { NULL }, .query = get_info },
 	{ VARLINK ".GetInterfaceDescription",
 	  { "interface:s" },

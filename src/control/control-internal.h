@@ -8,6 +8,7 @@
 #include <jansson.h>
 #include <stdbool.h>
 
+#include "control/control-server.h"
 #include "pool/pool.h"
 #include "reclaim/pressure.h"
 
@@ -22,6 +23,7 @@ enum control_next {
 struct control_call {
 	struct pool *pool;
 	struct pressure *pressure; /* NULL: there is none */
+	const struct control_service *service;
 	enum control_next next;
 	struct pool_command command;
 	struct pressure_request reclaim;

@@ -71,6 +71,7 @@ struct control_server {
 	struct io_queue *q;
 	struct pool *pool;
 	struct pressure *pressure;
+	struct control_service service;
 	char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
 	struct io_watch listening, finished_event;
 	int spare_fd; /* given up to refuse a client when the process has no other left */
@@ -264,6 +265,7 @@ static enum handled handle_message(struct connection *c, const char *text)
 
 	c->call.pool = c->server->pool;
 	c->call.pressure = c->server->pressure;
+	c->call.service = &c->server->service;
 	if (!json_is_object(request)) {
 		c->call.reply = control_reply_error(
 			CONTROL_ERROR_FAILED, request ? "a call is a JSON object" : where.text);
@@ -465,8 +467,8 @@ static int listen_at(const char *path, struct tp_error *error)
 }
 
 int control_server_create(struct io_queue *q, struct pool *pool, struct pressure *pressure,
-			  const char *path, struct control_server **ret_server,
-			  struct tp_error *error)
+			  const struct control_service *service, const char *path,
+			  struct control_server **ret_server, struct tp_error *error)
 {
 	struct control_server *s = calloc(1, sizeof(*s));
 
@@ -487,6 +489,7 @@ int control_server_create(struct io_queue *q, struct pool *pool, struct pressure
 	s->q = q;
 	s->pool = pool;
 	s->pressure = pressure;
+	s->service = *service;
 	memcpy(s->path, path, strlen(path) + 1);
 	tp_lock_init(&s->lock, LC_control, LOCK_KIND_MUTEX);
 	STAILQ_INIT(&s->finished);

@@ -21,13 +21,21 @@
 
 struct control_server;
 
+/* What calls about the daemon itself lead to.  Called out of io_queue_run(). */
+struct control_service {
+	/* Hand the mount over to a new daemon; *@ret_restarts: how often that has been done. */
+	int (*restart)(void *ctx, unsigned *ret_restarts, struct tp_error *error);
+	void (*get_restarts)(void *ctx, unsigned *ret_restarts, uint64_t *ret_pause_usec);
+	void *ctx;
+};
+
 /*
  * Listen at @path (made with mode 0600; a stale socket there is replaced) and answer calls
  * about @pool out of io_queue_run(@q).  Requests to reclaim memory go to @pressure.
  */
 int control_server_create(struct io_queue *q, struct pool *pool, struct pressure *pressure,
-			  const char *path, struct control_server **ret_server,
-			  struct tp_error *error) TP_MUST_CHECK;
+			  const struct control_service *service, const char *path,
+			  struct control_server **ret_server, struct tp_error *error) TP_MUST_CHECK;
 
 /*
  * Close and remove the socket; waits for commands and requests under way, so the pool and the

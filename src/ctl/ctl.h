@@ -49,6 +49,7 @@ int ctl_list(const struct ctl_args *a);
 int ctl_status(const struct ctl_args *a);
 int ctl_trim(const struct ctl_args *a);
 int ctl_reclaim(const struct ctl_args *a);
+int ctl_restart(const struct ctl_args *a);
 int ctl_dump_online(const char *mount);
 /* Is this the root of a mounted pool? */
 bool ctl_is_mount(const char *path);

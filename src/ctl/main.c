@@ -102,6 +102,8 @@ static const struct verb verbs[] = {
 	{ "status", "MNT", "Show how a pool is doing", 1, json_options, ctl_status },
 	{ "trim", "MNT", "Give every free data block back to the host", 1, json_options, ctl_trim },
 	{ "reclaim", "MNT", "Give back the memory of caches", 1, json_options, ctl_reclaim },
+	{ "restart", "MNT", "Let a new daemon take over, while the mount is in use", 1,
+	  json_options, ctl_restart },
 };
 
 int ctl_fail(enum ctl_exit code, const char *fmt, ...)

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <libgen.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,6 +25,9 @@
 
 /* A list of 100,000 volumes with the longest names; one of all 2^24 is no use to anybody. */
 #define REPLY_MAX ((size_t)256 << 20)
+
+/* Requests in flight, and the last commit, come first. */
+#define RESTART_PATIENCE_MSEC 120000
 
 /* ---- paths ---- */
 
@@ -204,6 +208,24 @@ static enum ctl_exit exit_of_error(const char *error)
 	return CTL_FAILED;
 }
 
+/* What @reply, which is consumed, says: its parameters, if asked for, or an error. */
+static int result_of(json_t *reply, json_t **ret_parameters)
+{
+	const char *error = json_string_value(json_object_get(reply, "error"));
+	json_t *parameters = json_object_get(reply, "parameters");
+	int code = CTL_OK;
+
+	if (error) {
+		const char *message = json_string_value(json_object_get(parameters, "message"));
+
+		code = ctl_fail(exit_of_error(error), "%s", message ? message : error);
+	} else if (ret_parameters) {
+		*ret_parameters = json_incref(parameters);
+	}
+	json_decref(reply);
+	return code;
+}
+
 /*
  * Call @method of the pool mounted at @directory.  @parameters is consumed.  On success
  * *@ret_parameters, if asked for, is the reply's, which the caller releases, and *@ret_fd what
@@ -213,7 +235,6 @@ static int call_daemon_fd(const char *directory, const char *method, json_t *par
 			  json_t **ret_parameters, int *ret_fd)
 {
 	json_t *call, *reply = NULL;
-	const char *error;
 	int fd = -1, code;
 
 	*ret_fd = -1;
@@ -230,17 +251,7 @@ static int call_daemon_fd(const char *directory, const char *method, json_t *par
 	if (code)
 		return code;
 
-	error = json_string_value(json_object_get(reply, "error"));
-	parameters = json_object_get(reply, "parameters");
-	if (error) {
-		const char *message = json_string_value(json_object_get(parameters, "message"));
-
-		code = ctl_fail(exit_of_error(error), "%s", message ? message : error);
-	} else if (ret_parameters) {
-		*ret_parameters = json_incref(parameters);
-	}
-	json_decref(reply);
-	return code;
+	return result_of(reply, ret_parameters);
 }
 
 static int call_daemon(const char *directory, const char *method, json_t *parameters,
@@ -480,4 +491,54 @@ int ctl_reclaim(const struct ctl_args *a)
 	}
 	json_decref(reply);
 	return CTL_OK;
+}
+
+/* The daemon closes its connections when it has stopped serving the mount. */
+static int await_hang_up(int fd)
+{
+	struct pollfd pfd = { .fd = fd, .events = POLLIN };
+	char byte;
+
+	if (poll(&pfd, 1, RESTART_PATIENCE_MSEC) == 1 && read(fd, &byte, 1) <= 0)
+		return CTL_OK;
+	return ctl_fail(CTL_FAILED, "the daemon does not come to an end, see its log");
+}
+
+static int begin_restart(const char *mount, json_t **ret_before)
+{
+	json_t *call, *reply;
+	int fd, reply_fd = -1, code = connect_to(mount, &fd);
+
+	if (code)
+		return code;
+	call = json_pack("{s:s}", "method", CONTROL_INTERFACE ".Restart");
+	code = exchange(fd, call, &reply, &reply_fd);
+	json_decref(call);
+	if (!code)
+		code = result_of(reply, ret_before);
+	if (!code)
+		code = await_hang_up(fd);
+	close(fd);
+	return code;
+}
+
+int ctl_restart(const struct ctl_args *a)
+{
+	json_t *before = NULL, *after = NULL;
+	int code = begin_restart(a->args[0], &before);
+
+	/* Asking the mount for the socket waits for the new daemon. */
+	if (!code)
+		code = call_daemon(a->args[0], "GetRestarts", json_object(), &after);
+	if (!code && json_integer_value(json_object_get(after, "restarts")) ==
+			     json_integer_value(json_object_get(before, "restarts")))
+		code = ctl_fail(CTL_FAILED, "the mount was not handed over, see the daemon's log");
+	if (!code && a->json)
+		ctl_print_json(after);
+	else if (!code)
+		printf("%s: handed over to a new daemon, which took %.3f s\n", a->args[0],
+		       (double)json_integer_value(json_object_get(after, "pause_usec")) / 1e6);
+	json_decref(before);
+	json_decref(after);
+	return code;
 }

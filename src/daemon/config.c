@@ -268,6 +268,10 @@ static const struct config_key keys[] = {
 	  .expected = "seconds from 0 to 86400" },
 	{ "daemon", "lock_memory", "yes", FIELD(lock_memory), .kind = &kind_bool,
 	  .words = yes_no_words, .expected = "yes or no" },
+	{ "daemon", "restart_limit", "10", FIELD(restart_limit), .kind = &kind_count, .min = 1,
+	  .max = 100000, .expected = "a number from 1 to 100000" },
+	{ "daemon", "restart_window", "60", FIELD(restart_window_usec), .kind = &kind_seconds,
+	  .min = SECONDS(1), .max = SECONDS(86400), .expected = "seconds from 1 to 86400" },
 	{ "daemon", "log_level", "info", AT_ONCE, FIELD(log_level), .kind = &kind_level,
 	  .words = level_words, .expected = "error, warning, info or debug" },
 };

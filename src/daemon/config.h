@@ -45,6 +45,8 @@ struct config {
 	uint64_t page_cache_limit_usec, page_cache_interval_usec;
 	/* [daemon] */
 	bool lock_memory;
+	unsigned restart_limit; /* deaths in restart_window_usec; of the keeper */
+	uint64_t restart_window_usec;
 	enum log_level log_level;
 };
 

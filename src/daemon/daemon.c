@@ -40,6 +40,13 @@
 /* A mount in use is served this long after SIGTERM, then its users get errors. */
 #define STOP_GRACE_USEC (5 * USEC_PER_SEC)
 
+/*
+ * A daemon that was killed holds its devices until the last write it had begun has ended: that is
+ * what makes it safe to begin after it.
+ */
+#define DEVICES_PATIENCE_USEC (60 * USEC_PER_SEC)
+#define DEVICES_RETRY_USEC 5000
+
 struct daemon {
 	struct io_queue *q;
 	struct pool *pool;
@@ -50,12 +57,14 @@ struct daemon {
 	struct fuse_virtual_file files[5];
 	struct io_watch signals, mount_end;
 	int (*read_config)(void *ctx, struct config *cfg, struct tp_error *error);
-	void *read_config_ctx;
+	void *ctx;
+	int (*check_successor)(void *ctx, struct tp_error *error);
+	struct legacy legacy;                           /* connection and state: until mounted */
 	struct tp_lock lock;                            /* LC_control, a mutex */
 	struct config config TP_GUARDED_BY(lc_control); /* the effective one */
 	const char *pooldir, *mountpoint;               /* borrowed from the options */
 	int unlocked; /* why memory is not locked; told once the daemon serves */
-	bool stopping;
+	bool stopping, handing_over;
 	const char *why;
 };
 
@@ -99,6 +108,10 @@ static char *render_metrics(void *ctx)
 		  s.notices },
 		{ "fuse_notices_dropped_total", "Notices that found no room", s.notices_dropped },
 		{ "open_volumes", "Volumes that somebody has open", s.open_volumes },
+		{ "restarts_total", "Daemons that took the mount over from another", s.restarts },
+		{ "restart_pause_microseconds",
+		  "How long the last hand-over took; 0: there was none, or the daemon died",
+		  s.last_pause_usec },
 	};
 
 	return metrics_render(d->pool, d->pressure, more, ARRAY_SIZE(more));
@@ -180,6 +193,39 @@ static struct pool_options pool_options_of(const struct config *cfg)
 	};
 }
 
+/* What is acknowledged but not committed survives this process, if somebody keeps where it stands.
+ */
+static void make_redo_area(struct daemon *d)
+{
+	int fd;
+
+	if (d->legacy.fds[LEGACY_REDO] || !notify_is_possible())
+		return;
+	fd = memfd_create("thinpoold-redo", MFD_CLOEXEC);
+	if (fd < 0) {
+		log_warn("no redo area: %s, a death of the daemon loses what is not committed",
+			 strerror(errno));
+		return;
+	}
+	legacy_store(LEGACY_REDO, fd);
+	d->legacy.fds[LEGACY_REDO] = fd;
+}
+
+static int open_devices_of(struct daemon *d, const struct pool_options *options,
+			   struct tp_error *error)
+{
+	uint64_t deadline = time_monotonic_usec() + DEVICES_PATIENCE_USEC;
+	int r;
+
+	for (;;) {
+		error->text[0] = '\0';
+		r = pool_open(options, &d->pool, error);
+		if (r != -EBUSY || !legacy_is_whole(&d->legacy) || time_monotonic_usec() > deadline)
+			return r;
+		usleep(DEVICES_RETRY_USEC);
+	}
+}
+
 static int open_pool(struct daemon *d, const struct daemon_options *o, struct tp_error *error)
 {
 	struct pool_options options = pool_options_of(&o->config);
@@ -195,7 +241,10 @@ static int open_pool(struct daemon *d, const struct daemon_options *o, struct tp
 	    snprintf(d->data_path, sizeof(d->data_path), "%s/data", o->pooldir) >=
 		    (int)sizeof(d->data_path))
 		return tp_error(error, -ENAMETOOLONG, "%s: the path is too long", o->pooldir);
-	return pool_open(&options, &d->pool, error);
+	make_redo_area(d);
+	options.redo_fd = d->legacy.fds[LEGACY_REDO];
+	options.keep_unlinked = legacy_is_whole(&d->legacy);
+	return open_devices_of(d, &options, error);
 }
 
 static int start_pressure(struct daemon *d, const struct config *cfg, struct tp_error *error)
@@ -240,6 +289,14 @@ static int make_socket_path(struct daemon *d, struct tp_error *error)
 	return 0;
 }
 
+/* From now on the mount outlives this process, if somebody keeps what it needs. */
+static void keep_mount(void *ctx, int connection_fd, int state_fd)
+{
+	(void)ctx;
+	legacy_store(LEGACY_CONNECTION, connection_fd);
+	legacy_store(LEGACY_STATE, state_fd);
+}
+
 static int start_fuse(struct daemon *d, const struct daemon_options *o, struct tp_error *error)
 {
 	struct fuse_server_options options = {
@@ -250,6 +307,9 @@ static int start_fuse(struct daemon *d, const struct daemon_options *o, struct t
 		.read_only = o->read_only,
 		.allow_other = o->config.allow_other,
 		.socket_path = d->socket_path,
+		.connection_fd = d->legacy.fds[LEGACY_CONNECTION],
+		.state_fd = d->legacy.fds[LEGACY_STATE],
+		.keep = keep_mount,
 		.files = d->files,
 		.nr_files = ARRAY_SIZE(d->files),
 		.drop_pages_limit_usec = o->config.page_cache ? o->config.page_cache_limit_usec : 0,
@@ -263,6 +323,8 @@ static int start_fuse(struct daemon *d, const struct daemon_options *o, struct t
 	d->files[2] = (struct fuse_virtual_file){ "metrics", render_metrics, d };
 	d->files[3] = (struct fuse_virtual_file){ "config", render_config, d };
 	d->files[4] = (struct fuse_virtual_file){ "version", render_version, d };
+	/* They are the server's now, also if it cannot start. */
+	d->legacy.fds[LEGACY_CONNECTION] = d->legacy.fds[LEGACY_STATE] = 0;
 	r = fuse_server_start(&options, &fuse, error);
 	if (!r)
 		d->fuse = fuse;
@@ -279,7 +341,7 @@ static void reload(struct daemon *d)
 	int r;
 
 	notify_send("RELOADING=1\nMONOTONIC_USEC=%llu", (unsigned long long)time_monotonic_usec());
-	r = d->read_config(d->read_config_ctx, &fresh, &error);
+	r = d->read_config(d->ctx, &fresh, &error);
 	lock_control(&d->lock);
 	config = d->config;
 	unlock_control(&d->lock);
@@ -304,10 +366,46 @@ static void reload(struct daemon *d)
 	notify_send("READY=1");
 }
 
+/* Only to a program that starts: another would not get the mount back on its feet. */
+static int begin_hand_over(struct daemon *d, struct tp_error *error)
+{
+	int r = d->check_successor ? d->check_successor(d->ctx, error) : -EOPNOTSUPP;
+
+	if (r) {
+		log_err("no hand-over: %s", error->text[0] ? error->text : strerror(-r));
+		return r;
+	}
+	d->handing_over = d->stopping = true;
+	d->why = "handing over";
+	return 0;
+}
+
+/* A control command. */
+static int restart(void *ctx, unsigned *ret_restarts, struct tp_error *error)
+{
+	struct daemon *d = ctx;
+	struct fuse_server_stats s;
+
+	fuse_server_get_stats(d->fuse, &s);
+	*ret_restarts = s.restarts;
+	return begin_hand_over(d, error);
+}
+
+static void get_restarts(void *ctx, unsigned *ret_restarts, uint64_t *ret_pause_usec)
+{
+	struct daemon *d = ctx;
+	struct fuse_server_stats s;
+
+	fuse_server_get_stats(d->fuse, &s);
+	*ret_restarts = s.restarts;
+	*ret_pause_usec = s.last_pause_usec;
+}
+
 static void signals_ready(struct io_watch *w, short revents)
 {
 	struct daemon *d = container_of(w, struct daemon, signals);
 	struct signalfd_siginfo info;
+	struct tp_error error = { "" };
 
 	(void)revents;
 	while (read(w->fd, &info, sizeof(info)) == sizeof(info)) {
@@ -315,6 +413,11 @@ static void signals_ready(struct io_watch *w, short revents)
 			reload(d);
 			continue;
 		}
+		if (info.ssi_signo == SIGUSR2) {
+			(void)begin_hand_over(d, &error); /* it has been logged */
+			continue;
+		}
+		d->handing_over = false;
 		d->stopping = true;
 		d->why = strsignal((int)info.ssi_signo);
 	}
@@ -325,6 +428,7 @@ static void mount_end_ready(struct io_watch *w, short revents)
 	struct daemon *d = container_of(w, struct daemon, mount_end);
 
 	(void)revents;
+	d->handing_over = false;
 	d->stopping = true;
 	d->why = "unmounted";
 }
@@ -337,6 +441,7 @@ static int watch_for_the_end(struct daemon *d, struct tp_error *error)
 	sigaddset(&set, SIGTERM);
 	sigaddset(&set, SIGINT);
 	sigaddset(&set, SIGHUP);
+	sigaddset(&set, SIGUSR2);
 	d->signals.fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (d->signals.fd < 0)
 		return tp_error(error, -errno, "no signal descriptor: %s", strerror(errno));
@@ -347,6 +452,16 @@ static int watch_for_the_end(struct daemon *d, struct tp_error *error)
 	io_queue_watch(d->q, &d->signals);
 	io_queue_watch(d->q, &d->mount_end);
 	return 0;
+}
+
+static int start_control(struct daemon *d, struct tp_error *error)
+{
+	const struct control_service service = { .restart = restart,
+						 .get_restarts = get_restarts,
+						 .ctx = d };
+
+	return control_server_create(d->q, d->pool, d->pressure, &service, d->socket_path,
+				     &d->control, error);
 }
 
 static int start_parts(struct daemon *d, const struct daemon_options *o,
@@ -364,8 +479,7 @@ static int start_parts(struct daemon *d, const struct daemon_options *o,
 	if (!r)
 		r = make_socket_path(d, error);
 	if (!r)
-		r = control_server_create(d->q, d->pool, d->pressure, d->socket_path, &d->control,
-					  error);
+		r = start_control(d, error);
 	if (!r)
 		r = start_fuse(d, o, error);
 	if (!r)
@@ -387,7 +501,9 @@ int daemon_start(const struct daemon_options *options, struct daemon **ret_d,
 	d->config = options->config;
 	unlock_control(&d->lock);
 	d->read_config = options->read_config;
-	d->read_config_ctx = options->ctx;
+	d->check_successor = options->check_successor;
+	d->legacy = options->legacy;
+	d->ctx = options->ctx;
 	r = start_parts(d, options, error);
 	if (r) {
 		(void)daemon_stop(d); /* the reason to tell is why it did not start */
@@ -399,7 +515,7 @@ int daemon_start(const struct daemon_options *options, struct daemon **ret_d,
 	return 0;
 }
 
-void daemon_run(struct daemon *d)
+enum daemon_end daemon_run(struct daemon *d)
 {
 	char pressure[400];
 
@@ -413,37 +529,80 @@ void daemon_run(struct daemon *d)
 	while (!d->stopping)
 		io_queue_run(d->q, UINT64_MAX);
 	log_info("stopping: %s", d->why);
+	if (d->handing_over) {
+		notify_send("RELOADING=1\nMONOTONIC_USEC=%llu\nSTATUS=%s",
+			    (unsigned long long)time_monotonic_usec(), d->why);
+		return DAEMON_HAND_OVER;
+	}
 	notify_send("STOPPING=1\nSTATUS=stopping: %s", d->why);
+	return DAEMON_STOP;
 }
 
-int daemon_stop(struct daemon *d)
+static void stop_watching(struct daemon *d)
 {
-	struct fuse_server *fuse;
+	if (d->signals.fd < 0)
+		return;
+	io_queue_unwatch(d->q, &d->signals);
+	io_queue_unwatch(d->q, &d->mount_end);
+	close(d->signals.fd);
+	d->signals.fd = -1;
+}
+
+/* The mount is gone or in other hands. */
+static int close_rest(struct daemon *d)
+{
+	/* The server itself goes last: events of the pool's end may still name it. */
+	struct fuse_server *fuse = d->fuse;
 	int r;
 
-	if (!d)
-		return 0;
-	if (d->signals.fd >= 0) {
-		io_queue_unwatch(d->q, &d->signals);
-		io_queue_unwatch(d->q, &d->mount_end);
-		close(d->signals.fd);
-	}
-	if (d->pool)
-		pool_stop_waiting(d->pool); /* the end of service awaits every request */
-	/* While the mount is served: what the thread is in may wait for a write to a volume. */
-	pressure_stop(d->pressure);
-	/* The server itself goes last: events of the pool's end may still name it. */
-	fuse = d->fuse;
-	fuse_server_stop(fuse, STOP_GRACE_USEC);
 	control_server_destroy(d->control);
 	r = pool_close(d->pool);
 	fuse_server_destroy(fuse);
 	pressure_destroy(d->pressure);
 	if (r)
 		log_err("the last commit failed: %s", strerror(-r));
+	if (d->legacy.fds[LEGACY_REDO])
+		close(d->legacy.fds[LEGACY_REDO]);
 	if (d->q)
 		io_queue_destroy(d->q);
 	tp_lock_destroy(&d->lock);
 	free(d);
 	return r;
+}
+
+int daemon_stop(struct daemon *d)
+{
+	if (!d)
+		return 0;
+	stop_watching(d);
+	if (d->pool)
+		pool_stop_waiting(d->pool); /* the end of service awaits every request */
+	/* While the mount is served: what the thread is in may wait for a write to a volume. */
+	pressure_stop(d->pressure);
+	if (d->fuse) {
+		fuse_server_stop(d->fuse, STOP_GRACE_USEC);
+		legacy_remove_all();
+	}
+	return close_rest(d);
+}
+
+int daemon_hand_over(struct daemon *d, struct legacy *ret_legacy)
+{
+	struct legacy legacy = { .fds = { 0 } };
+	int r;
+
+	stop_watching(d);
+	pressure_stop(d->pressure);
+	r = fuse_server_hand_over(d->fuse, &legacy.fds[LEGACY_CONNECTION],
+				  &legacy.fds[LEGACY_STATE]);
+	if (r) {
+		log_err("no hand-over: %s", strerror(-r));
+		(void)daemon_stop(d);
+		return r;
+	}
+	legacy.fds[LEGACY_REDO] = d->legacy.fds[LEGACY_REDO];
+	d->legacy.fds[LEGACY_REDO] = 0;
+	(void)close_rest(d); /* the next one sees what was committed */
+	*ret_legacy = legacy;
+	return 0;
 }

@@ -4,7 +4,8 @@
  *
  * The root holds the volumes and .thinpool, which holds a few files of ours.  What changes the set
  * of volumes is a pool_command: submitted by a worker, carried out by the pool's worker, which
- * calls back into the second half of the operation (..._done) to answer.
+ * calls back into the second half of the operation (..._done) to answer.  Those of names go through
+ * fuse-again.c.
  *
  *	create, mknod   an empty volume        unlink   delete
  *	link            a snapshot             rename   rename
@@ -215,11 +216,6 @@ static struct fuse_slot *command_slot(fuse_req_t req, enum pool_command_op op, c
 	return slot;
 }
 
-static void submit_command(struct fuse_slot *slot)
-{
-	pool_command_submit(slot->server->pool, &slot->command);
-}
-
 void fuse_command_done(struct pool_command *cmd, int r)
 {
 	fuse_slot_end_with(container_of(cmd, struct fuse_slot, command), r);
@@ -251,7 +247,7 @@ static void op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t
 	if (r)
 		reply_error(req, r);
 	else
-		submit_command(command_slot(req, POOL_CREATE, name, NULL, entry_done));
+		fuse_change_submit(command_slot(req, POOL_CREATE, name, NULL, entry_done));
 }
 
 /* Open @v, whose reference is given away, and answer a create. */
@@ -260,17 +256,19 @@ static int open_created(struct fuse_slot *slot, struct volume *v)
 	struct fuse_server *server = slot->server;
 	struct fuse_entry_param e;
 	struct volume_info info;
+	uint64_t fh;
 	int r;
 
-	r = fuse_node_open(server, v, (slot->step.flags & O_ACCMODE) != O_RDONLY);
+	r = fuse_node_open(server, v, (slot->step.flags & O_ACCMODE) != O_RDONLY,
+			   fuse_slot_unique(slot), &fh);
 	if (r) {
 		volume_put(v);
 		return r;
 	}
 	volume_get_info(v, &info);
 	fuse_volume_entry(server, &info, &e);
-	if (fuse_reply_open_volume(slot, &e, v) == -ENOENT) /* withdrawn: no RELEASE will come */
-		fuse_node_close(server, info.id, POOL_NO_HANDLE);
+	if (fuse_reply_open_volume(slot, &e, fh) == -ENOENT)
+		fuse_node_close(server, fh); /* withdrawn: no RELEASE will come */
 	return 0;
 }
 
@@ -304,7 +302,7 @@ static void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_
 	}
 	slot = command_slot(req, POOL_CREATE, name, NULL, create_done);
 	slot->step.flags = fi->flags;
-	submit_command(slot);
+	fuse_change_submit(slot);
 }
 
 static void op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
@@ -314,7 +312,7 @@ static void op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
 	if (r)
 		reply_error(req, r);
 	else
-		submit_command(command_slot(req, POOL_DELETE, name, NULL, fuse_command_done));
+		fuse_change_submit(command_slot(req, POOL_DELETE, name, NULL, fuse_command_done));
 }
 
 static void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t new_parent,
@@ -337,7 +335,7 @@ static void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_
 		slot->command.flags |= POOL_CMD_NO_REPLACE;
 	if (flags & RENAME_EXCHANGE)
 		slot->command.flags |= POOL_CMD_EXCHANGE;
-	submit_command(slot);
+	fuse_change_submit(slot);
 }
 
 /* The answer names an inode of its own: a snapshot is no second name of its origin. */
@@ -354,7 +352,8 @@ static void op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t new_parent, const
 	if (r)
 		reply_error(req, r);
 	else
-		submit_command(command_slot(req, POOL_SNAPSHOT, info.name, new_name, entry_done));
+		fuse_change_submit(
+			command_slot(req, POOL_SNAPSHOT, info.name, new_name, entry_done));
 }
 
 static void op_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode)
@@ -501,13 +500,18 @@ static void op_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info 
 
 static void op_fsyncdir(fuse_req_t req, fuse_ino_t ino, int data_only, struct fuse_file_info *fi)
 {
+	struct fuse_server *server = request_server(req);
+	struct fuse_slot *slot;
+
 	(void)ino;
 	(void)data_only;
 	(void)fi;
-	if (request_server(req)->read_only)
+	if (server->read_only) {
 		fuse_reply_err(req, 0);
-	else
-		submit_command(command_slot(req, POOL_COMMIT, "", NULL, fuse_command_done));
+		return;
+	}
+	slot = command_slot(req, POOL_COMMIT, "", NULL, fuse_command_done);
+	pool_command_submit(server->pool, &slot->command);
 }
 
 /* ---------------------------------------------------------- the file system */

@@ -10,8 +10,11 @@
  *	fuse-node.c      inode numbers, open volumes, attributes of a volume
  *	fuse-virtual.c   the files of .thinpool
  *	fuse-xattr.c     extended attributes
+ *	fuse-state.c     what outlives the daemon: handles, changes under way
+ *	fuse-again.c     changes of names that come again
  *	fuse-notify.c    telling the kernel what to forget
  *	fuse-reclaim.c   giving back memory: request buffers, and the pages of volumes
+ *	fuse-refuse.c    a mount that nobody can serve
  *	fuse-errno.c     the only translation of errors
  */
 #ifndef TP_FUSE_FUSE_INTERNAL_H
@@ -28,6 +31,7 @@
 
 #include "fuse/fuse-mount.h"
 #include "fuse/fuse-session.h"
+#include "fuse/fuse-state.h"
 #include "io/io-queue.h"
 #include "util/lock-class.h"
 
@@ -59,22 +63,6 @@ static inline fuse_ino_t thin_id_ino(thin_id_t id)
 #define CACHE_TIMEOUT_SEC 1.0
 /* What never changes while mounted. */
 #define FIXED_TIMEOUT_SEC 3600.0
-
-/*
- * A file handle is the thin id, and above it the number that the pool gave the handle.  The first
- * can be told from what is on disk, and a daemon may not know the second (volume_handle()).
- */
-#define FH_HANDLE_SHIFT 32
-
-static inline thin_id_t fh_thin_id(uint64_t fh)
-{
-	return (thin_id_t)fh;
-}
-
-static inline uint32_t fh_handle(uint64_t fh)
-{
-	return (uint32_t)(fh >> FH_HANDLE_SHIFT);
-}
 
 /* ---- requests ---- */
 
@@ -110,6 +98,8 @@ struct fuse_slot {
 		uint64_t offset, length;
 		struct volume *volume;
 		fuse_ino_t ino;
+		struct fuse_change *change;
+		void (*done)(struct pool_command *cmd, int r);
 	} step;
 };
 
@@ -120,6 +110,14 @@ _Static_assert(sizeof(struct fuse_slot) <= FUSE_REQUEST_OFFSET, "a slot fits bef
 static inline char *fuse_slot_payload(struct fuse_slot *slot)
 {
 	return (char *)slot + FUSE_PAGE;
+}
+
+/* Of the request in it; with FUSE_RESENT. */
+static inline uint64_t fuse_slot_unique(const struct fuse_slot *slot)
+{
+	const struct fuse_in_header *in = (const void *)((const char *)slot + FUSE_REQUEST_OFFSET);
+
+	return in->unique;
 }
 
 SLIST_HEAD(fuse_slot_list, fuse_slot);
@@ -197,7 +195,7 @@ struct fuse_node_leaf {
 struct fuse_virtual_handle {
 	char *text; /* NULL: free */
 	size_t length;
-	uint32_t cookie; /* tells handles of an earlier life apart */
+	uint64_t fh;
 };
 
 /* ---- what the kernel has to be told ---- */
@@ -219,7 +217,10 @@ struct fuse_server {
 	struct pool *pool;
 	struct fuse_session *session;
 	struct fuse_mount *mount;
-	int fd; /* owned by session once that took it */
+	struct fuse_state *state;
+	bool is_adopted;            /* an earlier daemon mounted it */
+	bool no_resend, can_resend; /* the kernel sends a dead daemon's requests to the next */
+	int fd;                     /* owned by session once that took it */
 	int end_fd;
 	enum fuse_cache_mode cache;
 	bool read_only, can_expire;
@@ -235,15 +236,17 @@ struct fuse_server {
 
 	/* While INIT is answered: what the kernel offered.  NULL afterwards. */
 	const struct fuse_init_in *offer;
+	bool adopting; /* an earlier daemon has answered it */
 
 	atomic_bool ended, stopping;
+	atomic_bool withholding; /* answers that only mean that service ends: see send_message() */
 
 	_Atomic(struct fuse_node_leaf *) leaves[(THIN_ID_MAX + 1) >> NODE_LEAF_BITS];
 	atomic_uint nr_open_volumes;
 
 	struct tp_lock lock; /* LC_fuse, a mutex */
 	struct fuse_virtual_handle virtual_handles[FUSE_VIRTUAL_OPEN_MAX] TP_GUARDED_BY(lc_fuse);
-	uint32_t last_cookie TP_GUARDED_BY(lc_fuse);
+	uint64_t last_virtual TP_GUARDED_BY(lc_fuse);
 
 	pthread_t notifier;
 	bool notifier_started;
@@ -280,6 +283,11 @@ static inline void reply_error(fuse_req_t req, int r)
 {
 	fuse_reply_err(req, fuse_errno(r));
 }
+
+/* ---- fuse-session.c ---- */
+
+/* Requests taken and not answered come again. */
+void fuse_ask_to_resend(int connection_fd);
 
 /* ---- fuse-reactor.c ---- */
 
@@ -318,11 +326,14 @@ struct fuse_node *fuse_node_get(struct fuse_server *server, thin_id_t id);
 struct fuse_node *fuse_node_find(struct fuse_server *server, thin_id_t id);
 void fuse_nodes_destroy(struct fuse_server *server) TP_TAKES(pool);
 
-/* A handle on @v, whose reference passes to the node on success. */
-int fuse_node_open(struct fuse_server *server, struct volume *v, bool for_writing)
-	TP_TAKES(catalog) TP_MUST_CHECK;
-/* @handle: of the file handle that goes; POOL_NO_HANDLE if it never came to be used. */
-void fuse_node_close(struct fuse_server *server, thin_id_t id, uint32_t handle) TP_TAKES(pool);
+/*
+ * A handle on @v, for the open request @unique.  @v's reference passes to the node on success.
+ */
+int fuse_node_open(struct fuse_server *server, struct volume *v, bool for_writing, uint64_t unique,
+		   uint64_t *ret_fh) TP_TAKES(catalog) TP_MUST_CHECK;
+void fuse_node_close(struct fuse_server *server, uint64_t fh) TP_TAKES(pool);
+/* Open what was open when an earlier daemon ended; before any request is served. */
+void fuse_nodes_adopt(struct fuse_server *server) TP_TAKES(catalog);
 
 /* Remember that an open volume is being written to: what st_mtime tells. */
 void fuse_node_modified(struct fuse_server *server, thin_id_t id);
@@ -348,8 +359,8 @@ void fuse_virtual_attr(struct fuse_server *server, fuse_ino_t ino, struct stat *
 fuse_ino_t fuse_virtual_lookup(struct fuse_server *server, const char *name);
 bool fuse_virtual_exists(struct fuse_server *server, fuse_ino_t ino);
 void fuse_virtual_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi) TP_TAKES(fuse);
-void fuse_virtual_read(fuse_req_t req, size_t size, off_t offset, struct fuse_file_info *fi)
-	TP_TAKES(fuse);
+void fuse_virtual_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset,
+		       struct fuse_file_info *fi) TP_TAKES(fuse);
 void fuse_virtual_release(fuse_req_t req, struct fuse_file_info *fi) TP_TAKES(fuse);
 void fuse_virtual_destroy(struct fuse_server *server) TP_TAKES(fuse);
 
@@ -357,7 +368,7 @@ void fuse_virtual_destroy(struct fuse_server *server) TP_TAKES(fuse);
 
 /* Answer an open: flags that libfuse cannot express included.  @entry: of a create, else NULL. */
 int fuse_reply_open_volume(struct fuse_slot *slot, const struct fuse_entry_param *entry,
-			   struct volume *v);
+			   uint64_t fh);
 
 void fuse_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi) TP_TAKES(catalog);
 void fuse_op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi) TP_TAKES(pool);
@@ -380,6 +391,11 @@ void fuse_op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size) TP_TAKES(cat
 void fuse_op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value,
 		      size_t size, int flags) TP_TAKES(pool);
 void fuse_op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name);
+
+/* ---- fuse-again.c ---- */
+
+/* Submit slot->command, a change of names, unless an earlier daemon has carried it out. */
+void fuse_change_submit(struct fuse_slot *slot) TP_TAKES(catalog);
 
 /* ---- fuse-fs.c ---- */
 

@@ -67,12 +67,9 @@ static void fill_entry(struct fuse_entry_out *out, const struct fuse_entry_param
 
 /* Made by hand: libfuse 3.14 has no name for FOPEN_PARALLEL_DIRECT_WRITES. */
 int fuse_reply_open_volume(struct fuse_slot *slot, const struct fuse_entry_param *entry,
-			   struct volume *v)
+			   uint64_t fh)
 {
-	struct fuse_open_out open_out = {
-		.fh = (uint64_t)volume_handle(v) << FH_HANDLE_SHIFT | volume_id(v),
-		.open_flags = open_flags(slot->server),
-	};
+	struct fuse_open_out open_out = { .fh = fh, .open_flags = open_flags(slot->server) };
 	struct fuse_entry_out entry_out;
 	struct iovec iov[2] = {
 		{ .iov_base = &entry_out, .iov_len = sizeof(entry_out) },
@@ -90,6 +87,7 @@ void fuse_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	struct fuse_server *server = request_server(req);
 	struct fuse_slot *slot;
 	struct volume *v;
+	uint64_t fh;
 	int r;
 
 	if (!ino_is_volume(ino)) {
@@ -102,14 +100,15 @@ void fuse_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		fuse_slot_end_with(slot, r == -ENOENT ? -ESTALE : r);
 		return;
 	}
-	r = fuse_node_open(server, v, (fi->flags & O_ACCMODE) != O_RDONLY);
+	r = fuse_node_open(server, v, (fi->flags & O_ACCMODE) != O_RDONLY, fuse_slot_unique(slot),
+			   &fh);
 	if (r) {
 		volume_put(v);
 		fuse_slot_end_with(slot, r);
 		return;
 	}
-	if (fuse_reply_open_volume(slot, NULL, v) == -ENOENT) /* withdrawn: no RELEASE will come */
-		fuse_node_close(server, ino_thin_id(ino), POOL_NO_HANDLE);
+	if (fuse_reply_open_volume(slot, NULL, fh) == -ENOENT)
+		fuse_node_close(server, fh); /* withdrawn: no RELEASE will come */
 	fuse_slot_end(slot);
 }
 
@@ -119,7 +118,7 @@ void fuse_op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		fuse_virtual_release(req, fi);
 		return;
 	}
-	fuse_node_close(request_server(req), fh_thin_id(fi->fh), fh_handle(fi->fh));
+	fuse_node_close(request_server(req), fi->fh);
 	fuse_reply_err(req, 0);
 }
 
@@ -145,11 +144,11 @@ void fuse_op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset,
 	int r;
 
 	if (unlikely(!ino_is_volume(ino))) {
-		fuse_virtual_read(req, size, offset, fi);
+		fuse_virtual_read(req, ino, size, offset, fi);
 		return;
 	}
 	slot = fuse_slot_take(req);
-	r = fuse_volume_of(slot, fh_thin_id(fi->fh), &v);
+	r = fuse_volume_of(slot, fuse_handle_id(fi->fh), &v);
 	if (unlikely(r || size > FUSE_MAX_WRITE)) {
 		fuse_slot_end_with(slot, r ? r : -EIO);
 		return;
@@ -204,7 +203,7 @@ void fuse_op_write(fuse_req_t req, fuse_ino_t ino, const char *buffer, size_t si
 		return;
 	}
 	slot = fuse_slot_take(req);
-	r = fuse_volume_of(slot, fh_thin_id(fi->fh), &v);
+	r = fuse_volume_of(slot, fuse_handle_id(fi->fh), &v);
 	if (unlikely(r)) {
 		fuse_slot_end_with(slot, r);
 		return;
@@ -212,14 +211,14 @@ void fuse_op_write(fuse_req_t req, fuse_ino_t ino, const char *buffer, size_t si
 	slot->io = (struct pool_io){
 		.op = POOL_WRITE,
 		.durable = must_be_durable(server, fi->flags),
-		.handle = fh_handle(fi->fh),
+		.handle = fuse_state_pool_handle(server->state, fi->fh),
 		.volume = v,
 		.offset = (uint64_t)offset,
 		.length = size,
 		.buffer = (char *)(uintptr_t)buffer, /* in the slot; a write does not change it */
 		.done = write_done,
 	};
-	fuse_node_modified(server, fh_thin_id(fi->fh));
+	fuse_node_modified(server, fuse_handle_id(fi->fh));
 	fuse_slot_submit_io(slot);
 }
 
@@ -242,14 +241,14 @@ void fuse_op_fsync(fuse_req_t req, fuse_ino_t ino, int data_only, struct fuse_fi
 		return;
 	}
 	slot = fuse_slot_take(req);
-	r = fuse_volume_of(slot, fh_thin_id(fi->fh), &v);
+	r = fuse_volume_of(slot, fuse_handle_id(fi->fh), &v);
 	if (r) {
 		fuse_slot_end_with(slot, r);
 		return;
 	}
 	slot->io = (struct pool_io){
 		.op = POOL_FLUSH,
-		.handle = fh_handle(fi->fh),
+		.handle = fuse_state_pool_handle(slot->server->state, fi->fh),
 		.volume = v,
 		.done = plain_done,
 	};
@@ -330,17 +329,17 @@ void fuse_op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset, o
 	slot = fuse_slot_take(req);
 	slot->step.mode = mode;
 	slot->step.flags = fi->flags;
-	slot->step.handle = fh_handle(fi->fh);
+	slot->step.handle = fuse_state_pool_handle(server->state, fi->fh);
 	slot->step.offset = (uint64_t)offset;
 	slot->step.length = (uint64_t)length;
-	r = fuse_volume_of(slot, fh_thin_id(fi->fh), &v);
+	r = fuse_volume_of(slot, fuse_handle_id(fi->fh), &v);
 	if (r) {
 		fuse_slot_end_with(slot, r);
 		return;
 	}
 
 	slot->step.volume = v;
-	fuse_node_modified(server, fh_thin_id(fi->fh));
+	fuse_node_modified(server, fuse_handle_id(fi->fh));
 	if (mode & FALLOC_FL_KEEP_SIZE || end <= volume_size(v)) {
 		allocate_range(slot);
 		return;
@@ -348,7 +347,7 @@ void fuse_op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset, o
 	slot->command = (struct pool_command){
 		.op = POOL_RESIZE,
 		.flags = POOL_CMD_BY_ID,
-		.id = fh_thin_id(fi->fh),
+		.id = fuse_handle_id(fi->fh),
 		.size_bytes = end,
 		.done = grown,
 	};
@@ -380,7 +379,7 @@ void fuse_op_lseek(fuse_req_t req, fuse_ino_t ino, off_t offset, int whence,
 		return;
 	}
 	slot = fuse_slot_take(req);
-	r = fuse_volume_of(slot, fh_thin_id(fi->fh), &v);
+	r = fuse_volume_of(slot, fuse_handle_id(fi->fh), &v);
 	if (!r && (uint64_t)offset >= volume_size(v))
 		r = -ENXIO;
 	if (r) {

@@ -271,6 +271,32 @@ int fuse_mount_create(const char *mountpoint, bool read_only, bool allow_other,
 	return 0;
 }
 
+int fuse_mount_adopt(const char *path, bool by_helper, bool identified, uint64_t mount_id,
+		     struct fuse_mount **ret_mount)
+{
+	struct fuse_mount *m = calloc(1, sizeof(*m));
+
+	if (m)
+		m->path = strdup(path);
+	if (!m || !m->path) {
+		fuse_mount_free(m);
+		return -ENOMEM;
+	}
+	m->by_helper = by_helper;
+	m->identified = identified;
+	m->mount_id = mount_id;
+	*ret_mount = m;
+	return 0;
+}
+
+void fuse_mount_tell(const struct fuse_mount *m, bool *ret_by_helper, bool *ret_identified,
+		     uint64_t *ret_mount_id)
+{
+	*ret_by_helper = m->by_helper;
+	*ret_identified = m->identified;
+	*ret_mount_id = m->mount_id;
+}
+
 void fuse_mount_identify(struct fuse_mount *m)
 {
 	bool is_root = false;

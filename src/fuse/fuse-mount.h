@@ -11,6 +11,7 @@
 #define TP_FUSE_FUSE_MOUNT_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "util/compiler.h"
 #include "util/error.h"
@@ -24,6 +25,12 @@ struct fuse_mount;
 int fuse_mount_create(const char *mountpoint, bool read_only, bool allow_other,
 		      struct fuse_mount **ret_mount, int *ret_fd,
 		      struct tp_error *error) TP_MUST_CHECK;
+
+/* That of an earlier daemon, as fuse_mount_tell() told it.  Asks no server. */
+int fuse_mount_adopt(const char *path, bool by_helper, bool identified, uint64_t mount_id,
+		     struct fuse_mount **ret_mount) TP_MUST_CHECK;
+void fuse_mount_tell(const struct fuse_mount *mount, bool *ret_by_helper, bool *ret_identified,
+		     uint64_t *ret_mount_id);
 
 /* Which mount it is can be asked for only once it answers: call this after INIT. */
 void fuse_mount_identify(struct fuse_mount *mount);

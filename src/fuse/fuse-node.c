@@ -15,6 +15,7 @@
  *   N1  node.volume is set exactly while nr_open > 0, and each open has one reference and one
  *       volume_open() of it.  The kernel sends a handle's RELEASE after all its other requests
  *       have ended, so a request that carries a handle may use node.volume as it is.
+ *       An opening that a daemon before us gave out counts as one of ours, see fuse-state.c.
  *   N2  a thin id is not used again while its volume is open.
  */
 #include "fuse/fuse-internal.h"
@@ -24,6 +25,9 @@
 #include <string.h>
 
 #include "util/clock.h"
+
+#define LOG_MODULE "fuse"
+#include "util/log.h"
 
 /*
  * What cp, tar and stdio take as the unit of a read.  It is not the data block size: that may be
@@ -61,50 +65,23 @@ struct fuse_node *fuse_node_get(struct fuse_server *server, thin_id_t id)
 	return fuse_node_find(server, id);
 }
 
-void fuse_nodes_destroy(struct fuse_server *server)
+/* One more user of the node, who brings a reference and an opening of @v. */
+static void node_enter(struct fuse_server *server, struct fuse_node *node, struct volume *v,
+		       uint32_t generation)
 {
-	for (size_t i = 0; i < ARRAY_SIZE(server->leaves); i++) {
-		struct fuse_node_leaf *leaf = server->leaves[i];
-
-		/* What was open when the connection ended will not be released by the kernel. */
-		for (size_t k = 0; leaf && k < NODE_LEAF_SIZE; k++)
-			while (leaf->nodes[k].volume)
-				fuse_node_close(server, (thin_id_t)(i << NODE_LEAF_BITS | k),
-						POOL_NO_HANDLE);
-		server->leaves[i] = NULL;
-		free(leaf);
-	}
-}
-
-int fuse_node_open(struct fuse_server *server, struct volume *v, bool for_writing)
-{
-	struct fuse_node *node = fuse_node_get(server, volume_id(v));
-	struct volume_info info;
-	int r;
-
-	if (!node)
-		return -ENOMEM;
-	if (for_writing && server->read_only)
-		return -EROFS;
-	r = volume_open(v, for_writing);
-	if (r)
-		return r;
-	volume_get_info(v, &info);
-
 	lock_fuse(&server->lock);
 	if (!node->nr_open++) {
-		if (node->generation != info.generation)
+		if (node->generation != generation)
 			node->modified_usec = 0;
-		node->generation = info.generation;
+		node->generation = generation;
 		atomic_store_explicit(&node->volume, v, memory_order_release);
 		server->nr_open_volumes++;
 	}
 	TP_INVARIANT(node->volume == v); /* N2 */
 	unlock_fuse(&server->lock);
-	return 0;
 }
 
-void fuse_node_close(struct fuse_server *server, thin_id_t id, uint32_t handle)
+static void node_leave(struct fuse_server *server, thin_id_t id, uint32_t handle)
 {
 	struct fuse_node *node = fuse_node_find(server, id);
 	struct volume *v;
@@ -119,10 +96,100 @@ void fuse_node_close(struct fuse_server *server, thin_id_t id, uint32_t handle)
 	}
 	unlock_fuse(&server->lock);
 	if (!v)
-		return; /* a handle of an earlier life of the daemon */
+		return;
 	volume_forget_handle(v, handle);
 	volume_close(v);
 	volume_put(v);
+}
+
+void fuse_nodes_destroy(struct fuse_server *server)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(server->leaves); i++) {
+		struct fuse_node_leaf *leaf = server->leaves[i];
+
+		/* What was open when the connection ended will not be released by the kernel. */
+		for (size_t k = 0; leaf && k < NODE_LEAF_SIZE; k++)
+			while (leaf->nodes[k].volume)
+				node_leave(server, (thin_id_t)(i << NODE_LEAF_BITS | k),
+					   POOL_NO_HANDLE);
+		server->leaves[i] = NULL;
+		free(leaf);
+	}
+}
+
+int fuse_node_open(struct fuse_server *server, struct volume *v, bool for_writing, uint64_t unique,
+		   uint64_t *ret_fh)
+{
+	struct fuse_node *node = fuse_node_get(server, volume_id(v));
+	struct fuse_state_handle handle = { .unique = unique };
+	struct volume_info info;
+	bool is_old;
+	int r;
+
+	if (!node)
+		return -ENOMEM;
+	if (for_writing && server->read_only)
+		return -EROFS;
+	r = volume_open(v, for_writing);
+	if (r)
+		return r;
+	volume_get_info(v, &info);
+	handle.generation = info.generation;
+	handle.pool_handle = volume_handle(v);
+	r = fuse_state_open_handle(server->state, &handle, info.id, ret_fh, &is_old);
+	if (r || is_old) { /* an old one was entered by fuse_nodes_adopt() */
+		volume_close(v);
+		if (!r)
+			volume_put(v);
+		return r;
+	}
+	node_enter(server, node, v, info.generation);
+	return 0;
+}
+
+void fuse_node_close(struct fuse_server *server, uint64_t fh)
+{
+	uint32_t handle = fuse_state_pool_handle(server->state, fh);
+
+	/* Otherwise closed already: by an earlier daemon, which had no time to say so. */
+	if (fuse_state_close_handle(server->state, fh))
+		node_leave(server, fuse_handle_id(fh), handle);
+}
+
+/* False: what was open does not exist any more. */
+static bool adopt_handle(struct fuse_server *server, struct fuse_state_handle *h)
+{
+	thin_id_t id = fuse_handle_id(atomic_load(&h->fh));
+	struct fuse_node *node = fuse_node_get(server, id);
+	struct volume_info info;
+	struct volume *v;
+
+	if (!node || pool_volume_get(server->pool, id, &v))
+		return false;
+	volume_get_info(v, &info);
+	if (info.generation != h->generation || volume_open(v, false)) {
+		volume_put(v);
+		return false;
+	}
+	h->pool_handle = volume_handle(v);
+	node_enter(server, node, v, info.generation);
+	return true;
+}
+
+void fuse_nodes_adopt(struct fuse_server *server)
+{
+	struct fuse_state_handle *h;
+	uint32_t index = 0;
+
+	while ((h = fuse_state_next_handle(server->state, &index))) {
+		uint64_t fh = atomic_load(&h->fh);
+
+		if (adopt_handle(server, h))
+			continue;
+		log_warn("volume %u was open and is no more: its users get ESTALE",
+			 fuse_handle_id(fh));
+		(void)fuse_state_close_handle(server->state, fh);
+	}
 }
 
 void fuse_node_modified(struct fuse_server *server, thin_id_t id)

@@ -7,6 +7,12 @@
  * inode or directory concerned, and a request that holds that lock may be waiting for a worker:
  * so notices are sent by a thread of their own, which nobody waits for.
  *
+ * When the daemon is killed, a notice may go on waiting, for an answer that only the next daemon
+ * can give, and with it this process; but the next daemon must wait until the devices of this one
+ * have been let go of.  So the thread has a table of descriptors of its own, with nothing in it but
+ * the connection.  That forbids everything that opens, closes or names a descriptor: no logging,
+ * and libfuse's own notices, which may log, are not used.
+ *
  * Names are made to expire rather than removed where the kernel can: removing one whose file is
  * open would show it as deleted in /proc and in losetup's list.
  *
@@ -17,33 +23,56 @@
  */
 #include "fuse/fuse-internal.h"
 
-#include <errno.h>
+#include <linux/close_range.h>
+#include <linux/fuse.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-#define LOG_MODULE "fuse"
-#include "util/log.h"
+/* As in newer kernel headers than those this is built with. */
+struct entry_notice {
+	uint64_t parent;
+	uint32_t length, flags;
+};
+#define ENTRY_EXPIRE_ONLY (1u << 0)
 
 /* ------------------------------------------------------------------ sending */
 
+/* ENOENT, the usual answer: the kernel does not know it.  Others: the mount has gone. */
+static void send_bytes(const struct fuse_server *server, struct iovec *iov, int count, int code)
+{
+	struct fuse_out_header out = { .len = sizeof(out), .error = code };
+	ssize_t n;
+
+	for (int i = 1; i < count; i++)
+		out.len += (uint32_t)iov[i].iov_len;
+	iov[0] = (struct iovec){ .iov_base = &out, .iov_len = sizeof(out) };
+	n = writev(server->fd, iov, count);
+	(void)n;
+}
+
 static void forget_name(struct fuse_server *server, const char *name)
 {
-	size_t length = strlen(name);
+	struct entry_notice notice = { .parent = FUSE_ROOT_ID,
+				       .length = (uint32_t)strlen(name),
+				       .flags = server->can_expire ? ENTRY_EXPIRE_ONLY : 0 };
+	struct iovec iov[3] = {
+		[1] = { .iov_base = &notice, .iov_len = sizeof(notice) },
+		[2] = { .iov_base = (char *)(uintptr_t)name, .iov_len = notice.length + 1 },
+	};
 
-	if (!length)
-		return;
-	/* ENOENT, the usual answer: the kernel does not know the name. */
-	if (server->can_expire)
-		(void)fuse_lowlevel_notify_expire_entry(server->session, FUSE_ROOT_ID, name, length,
-							FUSE_LL_EXPIRE_ONLY);
-	else
-		(void)fuse_lowlevel_notify_inval_entry(server->session, FUSE_ROOT_ID, name, length);
+	if (notice.length)
+		send_bytes(server, iov, 3, FUSE_NOTIFY_INVAL_ENTRY);
 }
 
 /* Attributes and every cached page; dirty ones are written back first. */
 static void forget_content(struct fuse_server *server, thin_id_t id)
 {
-	(void)fuse_lowlevel_notify_inval_inode(server->session, thin_id_ino(id), 0, 0);
+	struct fuse_notify_inval_inode_out notice = { .ino = thin_id_ino(id) };
+	struct iovec iov[2] = { [1] = { .iov_base = &notice, .iov_len = sizeof(notice) } };
+
+	send_bytes(server, iov, 2, FUSE_NOTIFY_INVAL_INODE);
 }
 
 static void forget_all_contents(struct fuse_server *server) TP_TAKES(catalog)
@@ -139,10 +168,21 @@ static bool serve_one(struct fuse_server *server)
 	return n || !stop;
 }
 
+/* See the head of the file.  A kernel that refuses this has the old table. */
+static void have_only(int fd)
+{
+	if (unshare(CLONE_FILES))
+		return;
+	if (fd > 0)
+		(void)close_range(0, (unsigned)fd - 1, 0);
+	(void)close_range((unsigned)fd + 1, ~0u, 0);
+}
+
 static void *notifier_main(void *arg)
 {
 	struct fuse_server *server = arg;
 
+	have_only(server->fd);
 	pthread_setname_np(pthread_self(), "fuse-notify");
 	while (serve_one(server))
 		;

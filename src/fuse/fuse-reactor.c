@@ -130,9 +130,26 @@ struct fuse_slot *fuse_slot_take(fuse_req_t req)
 	return slot;
 }
 
+static struct fuse_in_header *taken_header(const struct fuse_slot *slot)
+{
+	const struct fuse_worker *w = slot->worker;
+	size_t number = (size_t)((const char *)slot - w->memory) / FUSE_SLOT_BYTES;
+
+	return fuse_state_taken(w->server->state, w->index, (unsigned)number);
+}
+
+/* The request has been answered, or needs no answer. */
+static void not_taken_any_more(const struct fuse_slot *slot)
+{
+	if (!slot->server->can_resend)
+		taken_header(slot)->unique = 0;
+}
+
 void fuse_slot_end(struct fuse_slot *slot)
 {
 	struct fuse_worker *w = slot->worker;
+
+	not_taken_any_more(slot);
 
 	if (slot->reference)
 		volume_put(slot->reference);
@@ -269,6 +286,26 @@ static size_t payload_of(const struct fuse_buf *buf)
 										  : buf->size;
 }
 
+/*
+ * Where the kernel does not send a dead daemon's requests to the next one, that one has to fail
+ * them at least: their headers are read straight into what outlives us, so that none that was taken
+ * is missing there, whenever we end.
+ */
+static ssize_t read_header_apart(struct fuse_slot *slot, char *memory)
+{
+	struct fuse_in_header *in = taken_header(slot);
+	struct iovec iov[2] = {
+		{ .iov_base = in, .iov_len = sizeof(*in) },
+		{ .iov_base = memory + sizeof(*in),
+		  .iov_len = FUSE_WRITE_HEADER + FUSE_MAX_WRITE - sizeof(*in) },
+	};
+	ssize_t n = readv(slot->server->fd, iov, 2);
+
+	if (n > 0)
+		memcpy(memory, in, sizeof(*in));
+	return n;
+}
+
 /* Returns how much data the request moves; 0: there is nothing more to read now. */
 static size_t read_request(struct fuse_worker *w)
 {
@@ -281,7 +318,9 @@ static size_t read_request(struct fuse_worker *w)
 	if (unlikely(!slot))
 		return 0;
 	buf = (struct fuse_buf){ .mem = (char *)slot + FUSE_REQUEST_OFFSET };
-	n = read(server->fd, buf.mem, FUSE_WRITE_HEADER + FUSE_MAX_WRITE);
+	n = likely(server->can_resend)
+		    ? read(server->fd, buf.mem, FUSE_WRITE_HEADER + FUSE_MAX_WRITE)
+		    : read_header_apart(slot, buf.mem);
 	if (n <= 0) {
 		put_slot(w, slot);
 		if (n < 0 && (errno == EINTR || errno == ENOENT))
@@ -304,6 +343,7 @@ static size_t read_request(struct fuse_worker *w)
 			      memory_order_relaxed);
 	fuse_session_process_buf(server->session, &buf);
 	if (w->filling) { /* answered without needing it */
+		not_taken_any_more(slot);
 		put_slot(w, slot);
 		w->filling = NULL;
 	}

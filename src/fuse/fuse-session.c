@@ -9,6 +9,10 @@
  *	HANDLE_KILLPRIV_V2    else the kernel asks for security.capability before every write
  *	DIRECT_IO_ALLOW_MMAP  shared mappings of files opened without the page cache
  *
+ * A mount that an earlier daemon has served is gone on with: INIT, which the kernel sends only
+ *once, is kept, and given to libfuse again; its answer goes nowhere.  Then the kernel is asked to
+ *send again what it has got no answer for.
+ *
  * INIT is answered by the starting thread before the workers exist: from then on the settings are
  * constant, and when fuse_server_start() returns the mount answers.
  *
@@ -19,12 +23,15 @@
 #include "fuse/fuse-internal.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/fuse.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "util/cleanup.h"
@@ -35,9 +42,16 @@
 
 /* Newer than the kernel headers this is built with. */
 #define INIT2_DIRECT_IO_ALLOW_MMAP (1u << (36 - 32))
+#define INIT2_HAS_RESEND (1u << (39 - 32))
+#define NOTIFY_RESEND 7
+
+/* Flags2 included: every kernel since 5.17 sends more. */
+#define INIT_MIN_BYTES (sizeof(struct fuse_in_header) + sizeof(struct fuse_init_in))
 
 /* The kernel sends INIT while it mounts; anything longer is a broken machine. */
 #define INIT_TIMEOUT_MSEC 10000
+
+#define HANG_UP_MSEC 1000
 
 /* Between telling the kernel to detach an idle mount and its saying so: milliseconds. */
 #define DETACH_USEC UINT64_C(1000000)
@@ -55,14 +69,56 @@ static void complete_init(const struct fuse_server *server, struct fuse_init_out
 	}
 }
 
+/* Keep what was agreed on, or compare it with what is to be from the next mount on. */
+static bool settle_init(struct fuse_server *server, const struct iovec *iov)
+{
+	struct fuse_state_mount *m = fuse_state_mount(server->state);
+
+	if (!server->adopting) {
+		m->answer_bytes = (uint32_t)MIN(iov->iov_len, sizeof(m->answer));
+		memcpy(m->answer, iov->iov_base, m->answer_bytes);
+		return false;
+	}
+	if (m->answer_bytes != iov->iov_len || memcmp(m->answer, iov->iov_base, iov->iov_len))
+		log_info("what was agreed on with the kernel stays until the next mount");
+	return true;
+}
+
+/*
+ * The end of waiting for space is no answer when another daemon can go on waiting: the request
+ * comes again.
+ */
+static bool withheld(const struct fuse_server *server, const struct iovec *iov)
+{
+	const struct fuse_out_header *out = iov[0].iov_base;
+
+	return atomic_load_explicit(&server->withholding, memory_order_relaxed) &&
+	       out->error == -ENOSPC;
+}
+
+static ssize_t length_of(const struct iovec *iov, int count)
+{
+	size_t length = 0;
+
+	for (int i = 0; i < count; i++)
+		length += iov[i].iov_len;
+	return (ssize_t)length;
+}
+
 /* Every answer and notice passes here, from any thread. */
 static ssize_t send_message(int fd, struct iovec *iov, int count, void *userdata)
 {
-	const struct fuse_server *server = userdata;
+	struct fuse_server *server = userdata;
 	ssize_t n;
 
-	if (unlikely(server->offer) && count == 2 && iov[1].iov_len >= sizeof(struct fuse_init_out))
+	if (unlikely(server->offer) && count == 2 &&
+	    iov[1].iov_len >= sizeof(struct fuse_init_out)) {
 		complete_init(server, iov[1].iov_base);
+		if (settle_init(server, &iov[1]))
+			return length_of(iov, count);
+	}
+	if (unlikely(withheld(server, iov)))
+		return length_of(iov, count);
 	n = writev(fd, iov, count);
 	/* The other side is gone; libfuse would print a line for each answer it cannot give. */
 	if (unlikely(n < 0) && (errno == ENODEV || errno == ECONNABORTED))
@@ -98,14 +154,27 @@ static void log_libfuse(enum fuse_log_level level, const char *fmt, va_list args
 		log_debug("%s", line);
 }
 
-/* -------------------------------------------------------------------- start */
+/* --------------------------------------------------------------- parts of it */
+
+/* Give libfuse an INIT request: @memory is its whole text. */
+static int process_init(struct fuse_server *server, char *memory, size_t bytes)
+{
+	struct fuse_buf buf = { .mem = memory, .size = bytes };
+
+	server->offer = (const void *)(memory + sizeof(struct fuse_in_header));
+	server->can_resend = !server->no_resend && server->offer->flags & FUSE_INIT_EXT &&
+			     server->offer->flags2 & INIT2_HAS_RESEND;
+	fuse_session_process_buf(server->session, &buf);
+	server->offer = NULL;
+	return fuse_session_exited(server->session) ? -EPROTO : 0;
+}
 
 /* Wait for INIT and answer it. */
 static int serve_init(struct fuse_server *server)
 {
+	struct fuse_state_mount *m = fuse_state_mount(server->state);
 	struct pollfd pfd = { .fd = server->fd, .events = POLLIN };
 	TP_CLEANUP(tp_free_string) char *memory = NULL;
-	struct fuse_buf buf = { .size = 0 };
 	ssize_t n;
 
 	memory = malloc(FUSE_WRITE_HEADER + FUSE_MAX_WRITE);
@@ -118,15 +187,33 @@ static int serve_init(struct fuse_server *server)
 	} while (n < 0 && (errno == EINTR || errno == EAGAIN || errno == ENOENT));
 	if (n < 0)
 		return -errno;
-	if ((size_t)n < sizeof(struct fuse_in_header) + sizeof(struct fuse_init_in))
+	if ((size_t)n < INIT_MIN_BYTES || (size_t)n > sizeof(m->request))
 		return -EPROTO;
+	memcpy(m->request, memory, (size_t)n);
+	m->request_bytes = (uint32_t)n;
+	return process_init(server, memory, (size_t)n);
+}
 
-	buf.mem = memory;
-	buf.size = (size_t)n;
-	server->offer = (const void *)(memory + sizeof(struct fuse_in_header));
-	fuse_session_process_buf(server->session, &buf);
-	server->offer = NULL;
-	return fuse_session_exited(server->session) ? -EPROTO : 0;
+/* Answer the INIT that an earlier daemon got, to libfuse only. */
+static int repeat_init(struct fuse_server *server)
+{
+	const struct fuse_state_mount *m = fuse_state_mount(server->state);
+	/* Aligned, and longer than what may be said to be in it. */
+	_Alignas(struct fuse_in_header) char memory[2 * FUSE_STATE_INIT_MAX] = { 0 };
+	struct fuse_init_out agreed = { .max_write = 0 };
+	int r;
+
+	if (m->request_bytes < INIT_MIN_BYTES || m->request_bytes > sizeof(m->request) ||
+	    m->answer_bytes < sizeof(agreed) || m->answer_bytes > sizeof(m->answer))
+		return -EPROTO;
+	memcpy(&agreed, m->answer, sizeof(agreed));
+	if (agreed.max_write > FUSE_MAX_WRITE)
+		return -EPROTO; /* our buffers are too small for what the kernel may send */
+	memcpy(memory, m->request, m->request_bytes);
+	server->adopting = true;
+	r = process_init(server, memory, m->request_bytes);
+	server->adopting = false;
+	return r;
 }
 
 static int make_session(struct fuse_server *server)
@@ -156,6 +243,7 @@ static int copy_options(struct fuse_server *server, const struct fuse_server_opt
 	server->pages.limit_usec =
 		options->cache == FUSE_CACHE_PAGES ? options->drop_pages_limit_usec : 0;
 	server->pages.interval_usec = options->drop_pages_interval_usec;
+	server->no_resend = options->no_resend;
 	server->nr_workers = options->nr_workers ? options->nr_workers : FUSE_WORKERS_DEFAULT;
 	server->uid = geteuid();
 	server->gid = getegid();
@@ -198,6 +286,7 @@ static void server_disconnect(struct fuse_server *server)
 
 static void server_free(struct fuse_server *server)
 {
+	fuse_state_close(server->state);
 	fuse_notices_destroy(server);
 	fuse_workers_destroy(server);
 	fuse_mount_free(server->mount);
@@ -207,67 +296,6 @@ static void server_free(struct fuse_server *server)
 	pthread_cond_destroy(&server->notify_cond);
 	tp_lock_destroy(&server->lock);
 	free(server);
-}
-
-static void server_freep(struct fuse_server **server)
-{
-	if (!*server)
-		return;
-	/* It never served, so nobody uses it. */
-	if ((*server)->mount && fuse_mount_remove((*server)->mount, true))
-		log_err("'%s' stays mounted", fuse_mount_path((*server)->mount));
-	server_disconnect(*server);
-	server_free(*server);
-}
-
-int fuse_server_start(const struct fuse_server_options *options, struct fuse_server **ret_server,
-		      struct tp_error *error)
-{
-	TP_CLEANUP(server_freep) struct fuse_server *server = NULL;
-	int r;
-
-	TP_INVARIANT(options->nr_files <= FUSE_VIRTUAL_FILES_MAX);
-	if (options->nr_workers > FUSE_WORKERS_MAX)
-		return tp_error(error, -EINVAL, "more than %u workers", FUSE_WORKERS_MAX);
-
-	server = server_alloc();
-	r = server && server->end_fd >= 0 ? copy_options(server, options) : -ENOMEM;
-	if (!r)
-		r = fuse_workers_create(server);
-	if (r)
-		return tp_error(error, r, "no memory for the mount's buffers");
-
-	r = fuse_mount_create(options->mountpoint, options->read_only, options->allow_other,
-			      &server->mount, &server->fd, error);
-	if (r)
-		return r;
-	r = make_session(server);
-	if (!r)
-		r = serve_init(server);
-	if (r)
-		return tp_error(error, r, "cannot come to terms with the kernel's FUSE: %s",
-				strerror(-r));
-
-	r = fuse_notifier_start(server);
-	if (!r)
-		r = fuse_workers_start(server);
-	if (!r)
-		r = fuse_reclaim_start(server);
-	if (r) {
-		fuse_server_stop(server, 0);
-		fuse_server_destroy(tp_take(&server));
-		return tp_error(error, r, "cannot start threads: %s", strerror(-r));
-	}
-	fuse_mount_identify(server->mount);
-	*ret_server = tp_take(&server);
-	return 0;
-}
-
-/* --------------------------------------------------------------------- stop */
-
-int fuse_server_end_fd(const struct fuse_server *server)
-{
-	return server->end_fd;
 }
 
 /* Returns whether the end has come within @timeout_usec. */
@@ -305,6 +333,238 @@ static void unmount(struct fuse_server *server, uint64_t grace_usec)
 		log_warn("'%s' is still in use, its users get ENOTCONN", path);
 }
 
+static void end_threads(struct fuse_server *server)
+{
+	/* First, while requests are still served: a notice under way may be waiting for one. */
+	fuse_notifier_stop(server);
+	atomic_store(&server->stopping, true);
+	fuse_workers_wake(server);
+	fuse_workers_join(server);
+}
+
+static void server_freep(struct fuse_server **server)
+{
+	if (!*server)
+		return;
+	/* It never served, so nobody uses it.  An earlier daemon's mount waits for another attempt.
+	 */
+	if ((*server)->mount && !(*server)->is_adopted && fuse_mount_remove((*server)->mount, true))
+		log_err("'%s' stays mounted", fuse_mount_path((*server)->mount));
+	server_disconnect(*server);
+	server_free(*server);
+}
+
+/* ------------------------------------------------------------- a new mount */
+
+static int make_mount(struct fuse_server *server, const struct fuse_server_options *options,
+		      struct tp_error *error)
+{
+	struct fuse_state_mount *m;
+	int r = fuse_state_create(&server->state);
+
+	if (r)
+		return tp_error(error, r, "no memory for the state of the mount: %s", strerror(-r));
+	r = fuse_mount_create(options->mountpoint, options->read_only, options->allow_other,
+			      &server->mount, &server->fd, error);
+	if (r)
+		return r;
+	if (options->keep)
+		options->keep(options->keep_ctx, server->fd, fuse_state_fd(server->state));
+	r = make_session(server);
+	if (!r)
+		r = serve_init(server);
+	if (r)
+		return tp_error(error, r, "cannot come to terms with the kernel's FUSE: %s",
+				strerror(-r));
+	m = fuse_state_mount(server->state);
+	m->by_helper = geteuid() != 0;
+	snprintf(m->path, sizeof(m->path), "%s", fuse_mount_path(server->mount));
+	return 0;
+}
+
+/* Only now does it answer. */
+static void identify_mount(struct fuse_server *server)
+{
+	struct fuse_state_mount *m = fuse_state_mount(server->state);
+	bool by_helper, identified;
+
+	fuse_mount_identify(server->mount);
+	fuse_mount_tell(server->mount, &by_helper, &identified, &m->mount_id);
+	m->by_helper = by_helper;
+	m->identified = identified;
+}
+
+/* ------------------------------------------------ an earlier daemon's mount */
+
+static void fail_taken(void *ctx, struct fuse_in_header *in)
+{
+	struct fuse_server *server = ctx;
+	struct fuse_out_header out = { .len = sizeof(out), .error = -EIO, .unique = in->unique };
+
+	fuse_state_drop_handles_of(server->state, in->unique);
+	/* A request that wants no answer, or has got one, is unknown to the kernel: ENOENT. */
+	if (write(server->fd, &out, sizeof(out)) < 0 && errno != ENOENT && errno != ENODEV)
+		log_warn("a request of the dead daemon cannot be failed: %s", strerror(errno));
+	in->unique = 0;
+}
+
+void fuse_ask_to_resend(int connection_fd)
+{
+	struct fuse_out_header out = { .len = sizeof(out), .error = NOTIFY_RESEND };
+
+	/* Without a connection any more whoever reads it sees that. */
+	if (write(connection_fd, &out, sizeof(out)) < 0 && errno != ENODEV && errno != ENOTCONN)
+		log_err("the kernel does not send again the requests that were in flight (%s)",
+			strerror(errno));
+}
+
+/* A daemon that was killed leaves its socket behind. */
+static void remove_stale_socket(const char *path)
+{
+	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+	struct pollfd pfd = { .events = POLLIN };
+	bool is_stale;
+
+	if (!*path || strlen(path) >= sizeof(addr.sun_path))
+		return;
+	memcpy(addr.sun_path, path, strlen(path));
+	pfd.fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (pfd.fd < 0)
+		return;
+	/*
+	 * Its number may belong to another daemon now, which would not hang up; the dead one may be
+	 * about to close it.
+	 */
+	is_stale = connect(pfd.fd, (struct sockaddr *)&addr, sizeof(addr))
+			   ? errno == ECONNREFUSED
+			   : poll(&pfd, 1, HANG_UP_MSEC) == 1;
+	if (is_stale)
+		unlink(path);
+	close(pfd.fd);
+}
+
+static void keep_socket_path(struct fuse_server *server)
+{
+	struct fuse_state_mount *m = fuse_state_mount(server->state);
+	const char *path = server->socket_path ? server->socket_path : "";
+
+	if (server->is_adopted && strcmp(m->socket_path, path))
+		remove_stale_socket(m->socket_path);
+	snprintf(m->socket_path, sizeof(m->socket_path), "%s", path);
+}
+
+static int adopt_mount(struct fuse_server *server, const struct fuse_server_options *options,
+		       struct tp_error *error)
+{
+	const struct fuse_state_mount *m;
+	int r;
+
+	server->is_adopted = true;
+	server->fd = options->connection_fd;
+	r = fuse_state_open(options->state_fd, &server->state, error);
+	if (r)
+		return r;
+	m = fuse_state_mount(server->state);
+	r = fuse_mount_adopt(m->path, m->by_helper, m->identified, m->mount_id, &server->mount);
+	if (!r && fcntl(server->fd, F_SETFL, O_NONBLOCK) < 0)
+		r = -errno;
+	if (!r)
+		r = make_session(server);
+	if (!r)
+		r = repeat_init(server);
+	if (r)
+		return tp_error(error, r,
+				"the mount of an earlier daemon cannot be gone on with "
+				"(%s): umount it, and start anew",
+				strerror(-r));
+	if (!server->can_resend)
+		fuse_state_for_each_taken(server->state, fail_taken, server);
+	fuse_nodes_adopt(server);
+	pool_keep_unlinked(server->pool, false);
+	return 0;
+}
+
+/* The new daemon serves. */
+static void note_restart(struct fuse_server *server)
+{
+	struct fuse_state_mount *m = fuse_state_mount(server->state);
+
+	m->last_pause_usec = m->stopped_usec ? time_monotonic_usec() - m->stopped_usec : 0;
+	m->stopped_usec = 0;
+	m->nr_restarts++;
+	log_info("'%s' is served again, %u volumes are open", fuse_mount_path(server->mount),
+		 atomic_load(&server->nr_open_volumes));
+}
+
+/* -------------------------------------------------------------------- start */
+
+static int build(struct fuse_server *server, const struct fuse_server_options *options,
+		 struct tp_error *error)
+{
+	int r = server && server->end_fd >= 0 ? copy_options(server, options) : -ENOMEM;
+
+	if (!r)
+		r = fuse_workers_create(server);
+	if (r && options->connection_fd) {
+		close(options->connection_fd);
+		close(options->state_fd);
+	}
+	if (r)
+		return tp_error(error, r, "no memory for the mount's buffers");
+	return options->connection_fd ? adopt_mount(server, options, error)
+				      : make_mount(server, options, error);
+}
+
+static int start_threads(struct fuse_server *server, struct tp_error *error)
+{
+	int r = fuse_notifier_start(server);
+
+	if (!r)
+		r = fuse_workers_start(server);
+	if (!r)
+		r = fuse_reclaim_start(server);
+	return r ? tp_error(error, r, "cannot start threads: %s", strerror(-r)) : 0;
+}
+
+int fuse_server_start(const struct fuse_server_options *options, struct fuse_server **ret_server,
+		      struct tp_error *error)
+{
+	TP_CLEANUP(server_freep) struct fuse_server *server = NULL;
+	int r;
+
+	TP_INVARIANT(options->nr_files <= FUSE_VIRTUAL_FILES_MAX);
+	TP_INVARIANT(options->nr_workers <= FUSE_WORKERS_MAX);
+	server = server_alloc();
+	r = build(server, options, error);
+	if (r)
+		return r;
+	r = start_threads(server, error);
+	if (r) {
+		fuse_reclaim_stop(server);
+		if (!server->is_adopted)
+			unmount(server, 0);
+		end_threads(server);
+		return r;
+	}
+	if (server->is_adopted) {
+		if (server->can_resend)
+			fuse_ask_to_resend(server->fd);
+		note_restart(server);
+	} else {
+		identify_mount(server);
+	}
+	keep_socket_path(server);
+	*ret_server = tp_take(&server);
+	return 0;
+}
+
+/* --------------------------------------------------------------------- stop */
+
+int fuse_server_end_fd(const struct fuse_server *server)
+{
+	return server->end_fd;
+}
+
 void fuse_server_stop(struct fuse_server *server, uint64_t grace_usec)
 {
 	if (!server)
@@ -313,12 +573,35 @@ void fuse_server_stop(struct fuse_server *server, uint64_t grace_usec)
 	/* While requests are served: a callback under way may be waiting for some. */
 	fuse_reclaim_stop(server);
 	unmount(server, grace_usec);
-	/* Likewise, while requests are still served: a notice under way may be waiting for one. */
+	end_threads(server);
+	server_disconnect(server);
+}
+
+int fuse_server_hand_over(struct fuse_server *server, int *ret_connection_fd, int *ret_state_fd)
+{
+	struct fuse_state_mount *m = fuse_state_mount(server->state);
+	int connection = fcntl(server->fd, F_DUPFD_CLOEXEC, 3);
+	int state = fcntl(fuse_state_fd(server->state), F_DUPFD_CLOEXEC, 3), r = -errno;
+
+	if (connection < 0 || state < 0) {
+		if (connection >= 0)
+			close(connection);
+		return r;
+	}
+	fuse_reclaim_stop(server);
+	pool_keep_unlinked(server->pool, true);
 	fuse_notifier_stop(server);
+	m->stopped_usec = time_monotonic_usec();
 	atomic_store(&server->stopping, true);
 	fuse_workers_wake(server);
-	fuse_workers_join(server);
+	/* Requests that wait for space would keep us; the next daemon gets them again. */
+	atomic_store(&server->withholding, server->can_resend);
+	pool_stop_waiting(server->pool);
+	end_threads(server);
 	server_disconnect(server);
+	*ret_connection_fd = connection;
+	*ret_state_fd = state;
+	return 0;
 }
 
 struct fuse_server *fuse_server_destroy(struct fuse_server *server)
@@ -332,6 +615,8 @@ void fuse_server_get_stats(struct fuse_server *server, struct fuse_server_stats 
 {
 	struct fuse_server_stats s = { .open_volumes = atomic_load(&server->nr_open_volumes) };
 
+	s.restarts = fuse_state_mount(server->state)->nr_restarts;
+	s.last_pause_usec = fuse_state_mount(server->state)->last_pause_usec;
 	for (unsigned i = 0; i < server->nr_workers; i++) {
 		struct fuse_worker *w = &server->workers[i];
 

@@ -2,9 +2,10 @@
 /*
  * fuse-session.h - serve a pool as a directory of files
  *
- * A volume is a regular file, inode 16 + thin id, file handle = thin id and a number above it.
- * `.thinpool` holds files whose text the caller makes.  Inodes, handles and directory positions
- * follow from what is on disk, so that a daemon started again could go on serving an old mount.
+ * A volume is a regular file, inode 16 + thin id.  `.thinpool` holds files whose text the caller
+ * makes.  Inodes and directory positions follow from what is on disk; what else the kernel knows of
+ * a mount stands in memory that outlives the daemon (fuse-state.h).  With that and the connection
+ * another daemon goes on serving the mount, whatever became of the one before.
  *
  * Layer:    fuse; uses util/, reclaim/, io/, catalog/ and pool/.
  * Threads:  the calls below come from any thread that serves no I/O of this pool.
@@ -53,6 +54,16 @@ struct fuse_server_options {
 	bool allow_other; /* users other than the daemon's may look in */
 	const char
 		*socket_path; /* told by the xattr user.thinpool.socket of the root; NULL: none */
+	/*
+	 * The connection and the state of an earlier daemon's mount, to go on with; both are taken
+	 * over in any case.  0: make a new mount.
+	 */
+	int connection_fd, state_fd;
+	/* A new mount was made: both descriptors are to be kept by whoever starts the next daemon.
+	 * Called before the mount answers; may be NULL. */
+	void (*keep)(void *ctx, int connection_fd, int state_fd);
+	void *keep_ctx;
+	bool no_resend; /* do as on a kernel that cannot send requests again; for tests */
 	const struct fuse_virtual_file *files; /* names are borrowed until the server is gone */
 	unsigned nr_files;
 	/*
@@ -66,9 +77,10 @@ struct fuse_server_options {
 #define FUSE_WORKERS_MAX 64
 
 /*
- * Mount and serve.  The mount answers when this returns.
- *   -ENOENT, -ENOTDIR, -ENOTEMPTY, -EBUSY (something is mounted there), -ENODEV (no FUSE),
- *   -EPERM: @error says what to do.
+ * Mount, or go on with a mount, and serve.  The mount answers when this returns.  The pool that
+ * goes on with a mount is to be opened with keep_unlinked. -ENOENT, -ENOTDIR, -ENOTEMPTY, -EBUSY
+ * (something is mounted there), -ENODEV (no FUSE), -EPERM, -EPROTO (that mount is not one to go on
+ * with): @error says what to do.
  */
 int fuse_server_start(const struct fuse_server_options *options, struct fuse_server **ret_server,
 		      struct tp_error *error) TP_EXCLUDES_ALL TP_MUST_CHECK;
@@ -88,6 +100,13 @@ int fuse_server_end_fd(const struct fuse_server *server);
  */
 void fuse_server_stop(struct fuse_server *server, uint64_t grace_usec) TP_EXCLUDES_ALL;
 
+/*
+ * End the service, but not the mount: requests that were taken are answered, others wait for the
+ * next daemon.  Otherwise as fuse_server_stop().  The descriptors are the caller's.
+ */
+int fuse_server_hand_over(struct fuse_server *server, int *ret_connection_fd,
+			  int *ret_state_fd) TP_EXCLUDES_ALL TP_MUST_CHECK;
+
 /* After fuse_server_stop() and the last event.  NULL is allowed.  Returns NULL. */
 struct fuse_server *fuse_server_destroy(struct fuse_server *server) TP_TAKES(fuse);
 
@@ -97,11 +116,13 @@ struct fuse_server *fuse_server_destroy(struct fuse_server *server) TP_TAKES(fus
  */
 void fuse_server_event(struct fuse_server *server, const struct pool_event *event) TP_TAKES(fuse);
 
-struct fuse_server_stats {              /* since the mount */
+struct fuse_server_stats {              /* since this daemon began to serve */
 	uint64_t requests, handed_over; /* read from the kernel; ended by another thread */
 	uint64_t starved;               /* times a worker was out of request buffers */
 	uint64_t notices, notices_dropped;
 	unsigned open_volumes;
+	unsigned restarts;        /* daemons that took over since the mount */
+	uint64_t last_pause_usec; /* in the last hand-over; 0: none, or a daemon died */
 };
 void fuse_server_get_stats(struct fuse_server *server, struct fuse_server_stats *ret_stats)
 	TP_TAKES(fuse);

@@ -6,8 +6,9 @@
  * reader with a small buffer sees one state and not several.  Its length is not known before:
  * st_size is 0 and reads go past the page cache.
  *
- * A handle is an index into a small table together with a cookie, so a number that an earlier
- * daemon gave out cannot be mistaken for one of ours.
+ * Handles are numbered by the clock, so one that an earlier daemon gave out is not mistaken for one
+ * of ours.  A read of such a handle has the text made anew: whoever was in the middle of it may see
+ * two states, but no error.
  *
  * Locks: fuse_server.lock covers the table and the texts.  Another worker may be asked to release a
  * handle while the answer to its last read is still on its way out, so a read copies its piece.
@@ -54,36 +55,51 @@ void fuse_virtual_attr(struct fuse_server *server, fuse_ino_t ino, struct stat *
 		ret_attr->st_nlink = 3;
 }
 
-static int keep_text(struct fuse_server *server, char *text, uint64_t *ret_fh)
+/* NULL: no such handle. */
+TP_REQUIRES(lc_fuse)
+static struct fuse_virtual_handle *find_handle_locked(struct fuse_server *server, uint64_t fh)
+{
+	for (size_t i = 0; i < FUSE_VIRTUAL_OPEN_MAX; i++)
+		if (server->virtual_handles[i].text && server->virtual_handles[i].fh == fh)
+			return &server->virtual_handles[i];
+	return NULL;
+}
+
+/* Owns @text on success.  *@fh: the number it is to have; 0: a new one. */
+static int keep_text(struct fuse_server *server, char *text, uint64_t *fh)
 {
 	struct fuse_virtual_handle *h;
 	int r = -ENFILE;
 
 	lock_fuse(&server->lock);
-	for (uint32_t i = 0; i < FUSE_VIRTUAL_OPEN_MAX && r; i++) {
+	if (*fh && find_handle_locked(server, *fh))
+		r = -EEXIST;
+	for (uint32_t i = 0; i < FUSE_VIRTUAL_OPEN_MAX && r == -ENFILE; i++) {
 		h = &server->virtual_handles[i];
 		if (h->text)
 			continue;
+		if (!*fh) {
+			server->last_virtual = MAX(server->last_virtual + 1, time_monotonic_usec());
+			*fh = server->last_virtual;
+		}
 		h->text = text;
 		h->length = strlen(text);
-		h->cookie = ++server->last_cookie;
-		*ret_fh = (uint64_t)h->cookie << 32 | i;
+		h->fh = *fh;
 		r = 0;
 	}
 	unlock_fuse(&server->lock);
 	return r;
 }
 
-/* NULL: no such handle. */
-TP_REQUIRES(lc_fuse)
-static struct fuse_virtual_handle *find_handle_locked(struct fuse_server *server, uint64_t fh)
+static int make_text(struct fuse_server *server, fuse_ino_t ino, uint64_t *fh)
 {
-	struct fuse_virtual_handle *h;
+	const struct fuse_virtual_file *file = &server->files[ino - INO_VIRTUAL_FIRST];
+	char *text = file->render(file->ctx);
+	int r = text ? keep_text(server, text, fh) : -ENOMEM;
 
-	if ((uint32_t)fh >= FUSE_VIRTUAL_OPEN_MAX)
-		return NULL;
-	h = &server->virtual_handles[(uint32_t)fh];
-	return h->text && h->cookie == fh >> 32 ? h : NULL;
+	if (r)
+		free(text);
+	return r == -EEXIST ? 0 : r; /* another read of the same handle was faster */
 }
 
 static void drop_text(struct fuse_server *server, uint64_t fh)
@@ -104,8 +120,6 @@ static void drop_text(struct fuse_server *server, uint64_t fh)
 void fuse_virtual_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	struct fuse_server *server = request_server(req);
-	const struct fuse_virtual_file *file;
-	char *text;
 	int r;
 
 	if (!fuse_virtual_exists(server, ino)) {
@@ -116,11 +130,9 @@ void fuse_virtual_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
 		reply_error(req, -EACCES);
 		return;
 	}
-	file = &server->files[ino - INO_VIRTUAL_FIRST];
-	text = file->render(file->ctx);
-	r = text ? keep_text(server, text, &fi->fh) : -ENOMEM;
+	fi->fh = 0;
+	r = make_text(server, ino, &fi->fh);
 	if (r) {
-		free(text);
 		reply_error(req, r);
 		return;
 	}
@@ -129,26 +141,43 @@ void fuse_virtual_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
 		drop_text(server, fi->fh);
 }
 
-void fuse_virtual_read(fuse_req_t req, size_t size, off_t offset, struct fuse_file_info *fi)
+/* Copy a piece of a handle's text.  False: there is no such handle. */
+static bool copy_text(struct fuse_server *server, uint64_t fh, size_t size, off_t offset, char *to,
+		      size_t *ret_length)
+{
+	const struct fuse_virtual_handle *h;
+
+	lock_fuse(&server->lock);
+	h = find_handle_locked(server, fh);
+	if (h && offset >= 0 && (size_t)offset < h->length) {
+		*ret_length = MIN(size, h->length - (size_t)offset);
+		memcpy(to, h->text + offset, *ret_length);
+	}
+	unlock_fuse(&server->lock);
+	return h;
+}
+
+void fuse_virtual_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset,
+		       struct fuse_file_info *fi)
 {
 	struct fuse_slot *slot = fuse_slot_take(req);
 	struct fuse_server *server = slot->server;
-	const struct fuse_virtual_handle *h;
+	char *to = fuse_slot_payload(slot);
 	size_t length = 0;
+	int r = 0;
 
-	lock_fuse(&server->lock);
-	h = find_handle_locked(server, fi->fh);
-	if (h && offset >= 0 && (size_t)offset < h->length) {
-		length = MIN(MIN(size, (size_t)FUSE_MAX_WRITE), h->length - (size_t)offset);
-		memcpy(fuse_slot_payload(slot), h->text + offset, length);
+	size = MIN(size, (size_t)FUSE_MAX_WRITE);
+	if (!copy_text(server, fi->fh, size, offset, to, &length)) {
+		/* Of an earlier daemon. */
+		r = fuse_virtual_exists(server, ino) ? make_text(server, ino, &fi->fh) : -ESTALE;
+		if (!r && !copy_text(server, fi->fh, size, offset, to, &length))
+			r = -ESTALE;
 	}
-	unlock_fuse(&server->lock);
-
 	fuse_slot_touch(slot, length);
-	if (h)
-		fuse_reply_buf(req, fuse_slot_payload(slot), length);
+	if (r)
+		reply_error(req, r);
 	else
-		reply_error(req, -ESTALE);
+		fuse_reply_buf(req, to, length);
 	fuse_slot_end(slot);
 }
 

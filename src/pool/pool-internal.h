@@ -35,8 +35,9 @@ struct pool {
 	/* Constant while the pool is open. */
 	struct io_device *metadata, *data;
 	bool owns_devices;
-	char *directory;       /* POOLDIR, for messages; NULL: not known */
-	bool opened_read_only; /* by option, or because the metadata needs a check */
+	char *directory;           /* POOLDIR, for messages; NULL: not known */
+	atomic_bool keep_unlinked; /* see pool.h */
+	bool opened_read_only;     /* by option, or because the metadata needs a check */
 	struct thin_metadata *tmd;
 	uint32_t block_size; /* bytes */
 	int block_shift;     /* log2 of it; -1: not a power of two */

@@ -139,6 +139,7 @@ TP_NO_TSA static struct pool *pool_alloc(const struct pool_options *options)
 	memset(pool->stats, 0, sizeof(*pool->stats));
 	pool->options = *options;
 	pool->options.metadata_path = pool->options.data_path = NULL;
+	pool->keep_unlinked = options->keep_unlinked;
 	pool->refuses_discards = options->discard == POOL_DISCARD_IGNORE;
 	tp_lock_init(&pool->throttle, LC_throttle, LOCK_KIND_RW);
 	tp_lock_init(&pool->lock, LC_pool, LOCK_KIND_MUTEX);

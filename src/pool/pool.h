@@ -46,6 +46,7 @@ struct pool_options {
 	bool queue_if_no_space;
 	uint64_t no_space_timeout_usec; /* 0: for ever */
 	struct pool_low_water low_water_data, low_water_metadata;
+	bool keep_unlinked; /* begin as after pool_keep_unlinked() */
 	/*
 	 * Memory that outlives the process (a memfd, a file in /run): what was acknowledged but not
 	 * committed when the process before this one died is done again from it and committed
@@ -153,6 +154,12 @@ void volume_close(struct volume *v);
 #define POOL_NO_HANDLE UINT32_C(0)
 uint32_t volume_handle(struct volume *v);
 void volume_forget_handle(struct volume *v, uint32_t handle) TP_TAKES(pool);
+
+/*
+ * Whether unlinked volumes that nobody has open stay.  While handles pass from one process to the
+ * next they are open in nobody's eyes, and must not be taken for closed.
+ */
+void pool_keep_unlinked(struct pool *pool, bool keep) TP_TAKES(io);
 
 /* The visible volume with the smallest id >= @from.  -ENODATA: none. */
 int pool_volume_next(struct pool *pool, thin_id_t from, struct volume_info *ret_info)

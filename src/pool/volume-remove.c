@@ -60,6 +60,15 @@ int volume_delete_device(struct pool *pool, struct volume *v)
 
 /* ---- finding work ---- */
 
+void pool_keep_unlinked(struct pool *pool, bool keep)
+{
+	atomic_store(&pool->keep_unlinked, keep);
+	if (keep)
+		return;
+	atomic_store(&pool->volumes->look, true);
+	pool_wake_worker(pool);
+}
+
 /* Volumes that nobody uses any more: unlinked ones are to be removed, gone ones are freed. */
 static void collect_idle(struct pool *pool, bool may_remove)
 {
@@ -147,7 +156,7 @@ bool volumes_remove_slice(struct pool *pool)
 	bool writable = pool_check_writable(pool) == 0;
 	struct volume *v;
 
-	collect_idle(pool, writable);
+	collect_idle(pool, writable && !atomic_load(&pool->keep_unlinked));
 	if (!writable)
 		return false;
 	if (t->nr_orphans) {

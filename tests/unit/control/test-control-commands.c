@@ -36,11 +36,40 @@ static int close_pool(void **state)
 	return pool_close(*state);
 }
 
+/* A daemon that has been restarted so many times, and can be once more. */
+struct fake_service {
+	unsigned restarts;
+	int r;
+};
+
+static int fake_restart(void *ctx, unsigned *ret_restarts, struct tp_error *error)
+{
+	struct fake_service *s = ctx;
+
+	if (s->r)
+		return tp_error(error, s->r, "the new program is broken");
+	*ret_restarts = s->restarts++;
+	return 0;
+}
+
+static void fake_get_restarts(void *ctx, unsigned *ret_restarts, uint64_t *ret_pause_usec)
+{
+	struct fake_service *s = ctx;
+
+	*ret_restarts = s->restarts;
+	*ret_pause_usec = 1000 * s->restarts;
+}
+
+static struct fake_service fake = { .restarts = 4 };
+static const struct control_service service = { .restart = fake_restart,
+						.get_restarts = fake_get_restarts,
+						.ctx = &fake };
+
 /* The reply to @request, as JSON with sorted keys, which is good until the next call. */
 static const char *answer(struct pool *pool, const char *request)
 {
 	static char text[1 << 16];
-	struct control_call call = { .pool = pool };
+	struct control_call call = { .pool = pool, .service = &service };
 	json_t *json = json_loads(request, JSON_ALLOW_NUL, NULL);
 	size_t len;
 
@@ -273,6 +302,18 @@ static void parameters_may_be_left_out_when_there_are_none(void **state)
 			    "\"parameter\": \"name\"}}");
 }
 
+static void a_restart_tells_what_to_compare_with(void **state)
+{
+	assert_answer(*state, ORG "Restart", "{}", "{\"parameters\": {\"restarts\": 4}}");
+	assert_answer(*state, ORG "GetRestarts", "{}",
+		      "{\"parameters\": {\"pause_usec\": 5000, \"restarts\": 5}}");
+	fake.r = -ENOEXEC;
+	assert_answer(*state, ORG "Restart", "{}",
+		      "{\"error\": \"org.thinpoold.Failed\", \"parameters\": {\"message\": \"the "
+		      "new program is broken\"}}");
+	fake.r = 0;
+}
+
 static void the_interface_describes_itself(void **state)
 {
 	const char *text;
@@ -283,9 +324,9 @@ static void the_interface_describes_itself(void **state)
 			       "\"org.thinpoold\""));
 	text = answer(*state, "{\"method\": \"org.varlink.service.GetInterfaceDescription\", "
 			      "\"parameters\": {\"interface\": \"org.thinpoold\"}}");
-	for (const char *const *m =
-		     (const char *[]){ "GetStatus", "List", "Create", "Snapshot", "Delete",
-				       "Rename", "Resize", "MetadataSnap", NULL };
+	for (const char *const *m = (const char *[]){ "GetStatus", "List", "Create", "Snapshot",
+						      "Delete", "Rename", "Resize", "MetadataSnap",
+						      "GetRestarts", "Restart", NULL };
 	     *m; m++) {
 		char word[32];
 
@@ -338,6 +379,7 @@ int main(void)
 		POOL_TEST(names_of_255_bytes_are_taken),
 		POOL_TEST(what_is_no_call_is_refused),
 		POOL_TEST(parameters_may_be_left_out_when_there_are_none),
+		POOL_TEST(a_restart_tells_what_to_compare_with),
 		POOL_TEST(the_interface_describes_itself),
 		POOL_TEST(the_description_has_every_key),
 	};

@@ -40,6 +40,7 @@ static struct {
 	struct pool *pool;
 	struct io_queue *q;
 	struct pressure *pressure;
+	struct control_service service; /* of no call that is made here */
 	struct control_server *server;
 	char directory[64], path[96];
 	int nr_fds; /* open before the test */
@@ -61,8 +62,8 @@ static void start_server(void)
 {
 	struct tp_error error = { "" };
 
-	if (control_server_create(bench.q, bench.pool, bench.pressure, bench.path, &bench.server,
-				  &error))
+	if (control_server_create(bench.q, bench.pool, bench.pressure, &bench.service, bench.path,
+				  &bench.server, &error))
 		fail_msg("%s", error.text);
 }
 
@@ -585,8 +586,8 @@ static void what_is_no_socket_is_not_replaced(void **state)
 	f = fopen(bench.path, "w");
 	assert_non_null(f);
 	fclose(f);
-	assert_int_equal(control_server_create(bench.q, bench.pool, bench.pressure, bench.path,
-					       &server, &error),
+	assert_int_equal(control_server_create(bench.q, bench.pool, bench.pressure, &bench.service,
+					       bench.path, &server, &error),
 			 -EADDRINUSE);
 	assert_non_null(strstr(error.text, bench.path));
 	assert_int_equal(unlink(bench.path), 0);
@@ -602,10 +603,10 @@ static void a_path_that_is_too_long_is_refused(void **state)
 	memset(path, 'x', sizeof(path));
 	path[0] = '/';
 	path[sizeof(path) - 1] = '\0';
-	assert_int_equal(
-		control_server_create(bench.q, bench.pool, bench.pressure, path, &server, &error),
-		-ENAMETOOLONG);
-	assert_int_equal(control_server_create(bench.q, bench.pool, bench.pressure,
+	assert_int_equal(control_server_create(bench.q, bench.pool, bench.pressure, &bench.service,
+					       path, &server, &error),
+			 -ENAMETOOLONG);
+	assert_int_equal(control_server_create(bench.q, bench.pool, bench.pressure, &bench.service,
 					       "/nowhere/socket", &server, NULL),
 			 -ENOENT);
 }
