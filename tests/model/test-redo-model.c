@@ -373,14 +373,19 @@ static int operate(bool *ret_commits)
 static void cut_tails(void)
 {
 	for (unsigned i = 0; i < NR_VOLUMES; i++) {
-		const struct vol *vol = &now.vols[i];
+		struct vol *vol = &now.vols[i];
 		uint64_t cells = DIV_ROUND_UP(vol->nr_cells * CELL, BLOCK) * (BLOCK / CELL);
 
 		if (!vol->exists || cells == vol->nr_cells)
 			continue;
-		if (command(POOL_RESIZE, vol->name, "", cells, 0) ||
-		    command(POOL_RESIZE, vol->name, "", vol->nr_cells, POOL_CMD_SHRINK))
-			wrong("the rest of a block cannot be cut off");
+		if (command(POOL_RESIZE, vol->name, "", cells, 0))
+			wrong("\"%s\" cannot be made larger", vol->name);
+		if (!command(POOL_RESIZE, vol->name, "", vol->nr_cells, POOL_CMD_SHRINK))
+			continue;
+		/* A snapshot has the block too, and there is no other. */
+		if (command(POOL_DELETE, vol->name, "", 0, 0))
+			wrong("\"%s\" cannot be deleted", vol->name);
+		vol->exists = false;
 	}
 }
 
