@@ -407,8 +407,8 @@ bool pool_is_dirty(struct pool *pool)
 	       (thin_metadata_changed(pool->tmd) || atomic_load(&pool->sizes_dirty));
 }
 
-/* @r: of the commit that they waited for. */
-static void answer_flushes(struct pool *pool, struct request_list *list, int r)
+/* @r: of the commit that they waited for.  Without @committed data is still to be flushed. */
+static void answer_flushes(struct pool *pool, struct request_list *list, bool committed, int r)
 {
 	struct request *req;
 
@@ -416,8 +416,12 @@ static void answer_flushes(struct pool *pool, struct request_list *list, int r)
 		struct pool_io *io = request_io(req);
 
 		STAILQ_REMOVE_HEAD(list, link);
-		if (volume_take_loss(io->volume, io->handle) || r)
+		if (volume_take_loss(io->volume, io->handle) || r) {
 			request_fail(req, -EIO);
+		} else if (!committed) {
+			request_flush_data(pool, req, pool->worker->q);
+			continue;
+		}
 		req->flushed = true;
 		request_end(pool, req);
 	}
@@ -427,6 +431,7 @@ int pool_commit_now(struct pool *pool)
 {
 	struct worker *w = pool->worker;
 	struct request_list waiting = STAILQ_HEAD_INITIALIZER(waiting);
+	bool changed = false;
 	int r = pool_check_writable(pool);
 
 	if (r)
@@ -438,6 +443,7 @@ int pool_commit_now(struct pool *pool)
 	if (r) {
 		r = pool_metadata_failed(pool, "write the catalog", r);
 	} else {
+		changed = thin_metadata_changed(pool->tmd);
 		r = thin_metadata_commit(pool->tmd);
 		if (r)
 			r = pool_metadata_failed(pool, "commit", r);
@@ -449,7 +455,7 @@ int pool_commit_now(struct pool *pool)
 		pool_refresh_info(pool, true);
 	}
 	w->last_commit_usec = time_monotonic_usec();
-	answer_flushes(pool, &waiting, r);
+	answer_flushes(pool, &waiting, changed, r); /* a commit of nothing flushes nothing */
 	worker_check_pass(pool);
 	return r;
 }
@@ -463,25 +469,13 @@ void commit_changes(struct pool *pool)
 static void run_flushes(struct pool *pool)
 {
 	struct worker *w = pool->worker;
-	struct request *req;
 
 	if (STAILQ_EMPTY(&w->flushes))
 		return;
 	if (pool_is_dirty(pool) && !pool_commit_now(pool))
 		return;
 	/* Committed between the request's look and ours, or read-only by now. */
-	while ((req = STAILQ_FIRST(&w->flushes))) {
-		struct pool_io *io = request_io(req);
-
-		STAILQ_REMOVE_HEAD(&w->flushes, link);
-		if (volume_take_loss(io->volume, io->handle)) {
-			request_fail(req, -EIO);
-			req->flushed = true;
-			request_end(pool, req);
-		} else {
-			request_flush_data(pool, req, w->q);
-		}
-	}
+	answer_flushes(pool, &w->flushes, false, 0);
 }
 
 /* ------------------------------------------------------------------ the thread */

@@ -16,6 +16,7 @@
 #include "fault-device.h"
 #include "mem-device.h"
 #include "pool-fixture.h"
+#include "pool/pool-internal.h"
 #include "prng.h"
 #include "util/clock.h"
 #include "write-log.h"
@@ -42,6 +43,7 @@ struct work {
 	struct prng *p;
 	struct model *m;
 	const struct crash_geometry *g;
+	const struct crash_life_plan *plan;
 	struct pool_rig rig;
 	struct slot slots[NR_SLOTS];
 	bool failed; /* something was answered with -EIO */
@@ -57,9 +59,21 @@ static uint64_t now(struct work *w)
 	return write_log_tick(w->life->log);
 }
 
+/* The only ones that a failing device, lack of memory or of space, or a pool gone read-only give.
+ */
 static void note_error(struct work *w, int r)
 {
+	static const int allowed[] = { 0, -EIO, -ENOMEM, -ENOSPC, -EROFS, -EBUSY, -EINVAL };
+	bool known = false;
+
+	for (unsigned i = 0; i < ARRAY_SIZE(allowed); i++)
+		known |= r == allowed[i];
+	if (!known) {
+		fprintf(stderr, "# a request is answered with error %d\n", -r);
+		abort();
+	}
 	w->failed |= r == -EIO;
+	w->life->nr_errors += r != 0;
 }
 
 /* ---- devices ---- */
@@ -102,7 +116,9 @@ static void reap_slot(struct work *w, struct slot *s)
 	if (!s->v || !__atomic_load_n(&s->done, __ATOMIC_ACQUIRE))
 		return;
 	note_error(w, s->result);
-	if (!s->result && s->op != NO_OP)
+	if (s->result && (s->io.op == POOL_FLUSH || s->io.durable))
+		model_add_failed_flush(s->v, s->ended);
+	else if (!s->result && s->op != NO_OP)
 		s->v->ops[s->op].ended = s->ended;
 	else if (!s->result && s->io.op == POOL_FLUSH)
 		model_add_flush(s->v, s->began, s->ended);
@@ -186,13 +202,13 @@ static void start(struct work *w, struct slot *s, struct model_volume *v, enum p
 			model_op.size_bytes = offset + s->io.length;
 		s->op = model_add_op(w->m, v, &model_op);
 	}
-	if (op == POOL_WRITE) {
+	if (op == POOL_WRITE || op == POOL_READ) {
 		uint8_t *buffer;
 
 		s->base = io_buffer_alloc(s->io.length + 4096);
 		TP_INVARIANT(s->base);
 		buffer = (uint8_t *)s->base + offset % 4096;
-		for (unsigned i = begin; i < end; i++)
+		for (unsigned i = begin; i < end && op == POOL_WRITE; i++)
 			stamp_fill(buffer + (size_t)(i - begin) * MODEL_SECTOR, v->ops[s->op].id,
 				   i);
 		s->io.buffer = buffer;
@@ -230,7 +246,7 @@ static void random_request(struct work *w, struct model_volume *v)
 	static const enum pool_io_op kinds[] = {
 		POOL_WRITE, POOL_WRITE, POOL_WRITE, POOL_WRITE,    POOL_WRITE, POOL_WRITE,
 		POOL_WRITE, POOL_PUNCH, POOL_PUNCH, POOL_ZERO,     POOL_FLUSH, POOL_FLUSH,
-		POOL_FLUSH, POOL_WRITE, POOL_WRITE, POOL_ALLOCATE,
+		POOL_FLUSH, POOL_WRITE, POOL_READ,  POOL_ALLOCATE,
 	};
 	enum pool_io_op op = kinds[prng_below(w->p, ARRAY_SIZE(kinds))];
 	unsigned begin = 0, end = 0, sectors = (unsigned)(v->size_bytes / MODEL_SECTOR);
@@ -303,11 +319,11 @@ static struct model_volume *volume_called(struct work *w, unsigned name)
 	return i < 0 ? NULL : w->m->volumes[i];
 }
 
-static void open_handle(struct work *w, struct model_volume *v, unsigned name)
+static void open_handle(struct pool_rig *rig, struct model_volume *v, unsigned name)
 {
 	struct volume *volume = NULL;
 
-	TP_INVARIANT(pool_volume_find(w->rig.pool, model_name(name), &volume) == 0);
+	TP_INVARIANT(pool_volume_find(rig->pool, model_name(name), &volume) == 0);
 	TP_INVARIANT(volume_open(volume, !v->read_only) == 0);
 	v->handle = volume;
 }
@@ -319,20 +335,21 @@ static void close_handle(struct model_volume *v)
 	v->handle = NULL;
 }
 
-/* Nobody has written to it since it is there. */
-static void read_base(struct work *w, struct model_volume *v)
+/* Nobody has written to it since it is there.  False: it could not be read. */
+static bool read_base(struct pool_rig *rig, struct model_volume *v)
 {
 	uint64_t size = volume_size(v->handle);
-	uint8_t *buffer = io_buffer_alloc(size + 1);
+	uint8_t *buffer = io_buffer_alloc(MAX_BYTES);
+	bool read;
 
-	TP_INVARIANT(buffer);
-	TP_INVARIANT(size <= MAX_BYTES);
-	TP_INVARIANT(rig_io(&w->rig, v->handle, POOL_READ, 0, size, buffer) == 0);
-	for (uint64_t s = 0; s < size / MODEL_SECTOR; s++)
+	TP_INVARIANT(buffer && size <= MAX_BYTES);
+	read = rig_io(rig, v->handle, POOL_READ, 0, size, buffer) == 0;
+	for (uint64_t s = 0; s < size / MODEL_SECTOR && read; s++)
 		TP_INVARIANT(stamp_read(buffer + s * MODEL_SECTOR, s, &v->base[s]));
 	v->base_size = v->size_bytes = size;
 	v->hidden_from = (unsigned)(size / MODEL_SECTOR);
 	free(buffer);
+	return read;
 }
 
 static void do_create(struct work *w, unsigned name)
@@ -344,7 +361,7 @@ static void do_create(struct work *w, unsigned name)
 	v = model_add_volume(w->m, cmd.size_bytes);
 	model_add_names(w->m, now(w))->volumes[name] = (int)w->m->nr_volumes - 1;
 	if (!run_naming(w, &cmd))
-		open_handle(w, v, name);
+		open_handle(&w->rig, v, name);
 }
 
 static void do_snapshot(struct work *w, unsigned from, unsigned to)
@@ -363,8 +380,8 @@ static void do_snapshot(struct work *w, unsigned from, unsigned to)
 	v->base_unknown = r != 0;
 	if (r)
 		return;
-	open_handle(w, v, to);
-	read_base(w, v);
+	open_handle(&w->rig, v, to);
+	v->base_unknown = !read_base(&w->rig, v);
 }
 
 static void do_delete(struct work *w, unsigned name)
@@ -377,7 +394,7 @@ static void do_delete(struct work *w, unsigned name)
 		close_handle(v);
 	model_add_names(w->m, now(w))->volumes[name] = -1;
 	if (run_naming(w, &cmd) && !v->handle && !w->failed)
-		open_handle(w, v, name);
+		open_handle(&w->rig, v, name);
 }
 
 static void do_rename(struct work *w, unsigned from, unsigned to)
@@ -503,32 +520,41 @@ static void arm_fault(struct work *w)
 
 /* ---- a life ---- */
 
+/* What a pool on copies of the devices shows. */
 static void find_volumes(struct work *w)
 {
 	struct model_names *n = model_add_names(w->m, 0);
+	struct pool_rig copy = w->rig;
 	struct volume_info info;
 
-	for (thin_id_t id = 0; !pool_volume_next(w->rig.pool, id, &info); id = info.id + 1) {
+	copy.meta = mem_device_clone(w->life->before[CRASH_METADATA]);
+	copy.data = mem_device_clone(w->life->before[CRASH_DATA]);
+	pool_rig_open(&copy);
+	for (thin_id_t id = 0; !pool_volume_next(copy.pool, id, &info); id = info.id + 1) {
 		struct model_volume *v = model_add_volume(w->m, 0);
 		unsigned name = (unsigned)info.name[0] - 'a';
 
 		TP_INVARIANT(name < MODEL_NAMES);
 		n->volumes[name] = (int)w->m->nr_volumes - 1;
 		v->read_only = info.read_only;
-		open_handle(w, v, name);
-		read_base(w, v);
+		open_handle(&copy, v, name);
+		TP_INVARIANT(read_base(&copy, v));
+		close_handle(v);
 	}
+	TP_INVARIANT(pool_rig_close(&copy) == 0);
+	io_device_close(copy.meta);
+	io_device_close(copy.data);
 }
 
-static void open_pool(struct work *w, struct io_device *devices[CRASH_DEVICES],
-		      bool (*keeps)(void *ctx, const struct write_log_entry *e), void *ctx)
+static void make_devices(struct work *w, struct io_device *devices[CRASH_DEVICES])
 {
 	struct crash_life *life = w->life;
 
 	life->log = write_log_create();
-	write_log_set_filter(life->log, keeps, ctx);
+	write_log_set_filter(life->log, w->plan->keeps, w->plan->ctx);
 	for (unsigned i = 0; i < CRASH_DEVICES; i++) {
 		life->before[i] = mem_device_clone(devices[i]);
+		life->after[i] = devices[i];
 		devices[i] = fault_device_create(write_log_wrap(life->log, i, devices[i]));
 	}
 	w->rig.meta = devices[CRASH_METADATA];
@@ -539,13 +565,16 @@ static void open_pool(struct work *w, struct io_device *devices[CRASH_DEVICES],
 		.zero_new_blocks = true,
 	};
 	TP_INVARIANT(io_queue_self(&w->rig.q) == 0);
-	pool_rig_open(&w->rig);
 }
 
-static void work(struct work *w, unsigned nr_ops, bool faults)
+static void work(struct work *w)
 {
-	unsigned fault_at = faults ? (unsigned)prng_below(w->p, nr_ops) : UINT32_MAX;
+	unsigned nr_ops = w->plan->nr_ops;
+	unsigned fault_at = w->plan->faults ? (unsigned)prng_below(w->p, nr_ops) : UINT32_MAX;
 
+	for (unsigned name = 0; name < MODEL_NAMES; name++)
+		if (volume_called(w, name))
+			open_handle(&w->rig, volume_called(w, name), name);
 	for (unsigned i = 0; i < nr_ops; i++) {
 		struct model_volume *v = volume_called(w, (unsigned)prng_below(w->p, MODEL_NAMES));
 
@@ -559,17 +588,36 @@ static void work(struct work *w, unsigned nr_ops, bool faults)
 			nr_ops = i + OPS_AFTER_ABORT;
 	}
 	drain(w, NULL);
+	for (unsigned i = 0; i < w->m->nr_volumes; i++)
+		close_handle(w->m->volumes[i]);
 }
 
-struct crash_life *crash_life_run(struct prng *p, struct model *m,
-				  struct io_device *devices[CRASH_DEVICES],
-				  const struct crash_geometry *g, unsigned nr_ops, bool faults,
-				  bool (*keeps)(void *ctx, const struct write_log_entry *e),
-				  void *ctx)
+static void live(struct work *w)
+{
+	struct tp_error error = { "" };
+	uint64_t began;
+	int r = pool_open_devices(&w->rig.options, w->rig.meta, w->rig.data, &w->rig.pool, &error);
+
+	if (r) {
+		TP_INVARIANT(w->plan->arm && error.text[0]);
+		note_error(w, r);
+		return;
+	}
+	work(w);
+	w->life->nr_aborts = (unsigned)rig_status(&w->rig).stats.aborts;
+	began = now(w);
+	r = pool_rig_close(&w->rig);
+	note_error(w, r);
+	if (!r && !w->life->nr_aborts)
+		model_add_pool_flush(w->m, began, now(w));
+}
+
+struct crash_life *crash_life_run(const struct crash_life_plan *plan, struct prng *p,
+				  struct model *m, struct io_device *devices[CRASH_DEVICES],
+				  const struct crash_geometry *g)
 {
 	struct crash_life *life = calloc(1, sizeof(*life));
 	struct work *w = calloc(1, sizeof(*w));
-	uint64_t began;
 
 	TP_INVARIANT(life && w);
 	model_clear(m);
@@ -577,26 +625,32 @@ struct crash_life *crash_life_run(struct prng *p, struct model *m,
 	w->p = p;
 	w->m = m;
 	w->g = g;
-	open_pool(w, devices, keeps, ctx);
+	w->plan = plan;
+	make_devices(w, devices);
 	find_volumes(w);
-	work(w, nr_ops, faults);
-	for (unsigned i = 0; i < m->nr_volumes; i++)
-		close_handle(m->volumes[i]);
-	life->nr_aborts = (unsigned)rig_status(&w->rig).stats.aborts;
-	began = now(w);
-	if (!pool_rig_close(&w->rig) && !life->nr_aborts)
-		model_add_pool_flush(m, began, now(w));
+	if (plan->arm) {
+		life->fault_moment = now(w);
+		plan->arm(plan->ctx, devices);
+	}
+	live(w);
+	if (plan->arm)
+		life->reached = plan->reached(plan->ctx, devices);
 	life->end_moment = now(w);
-	io_device_close(w->rig.data);
-	io_device_close(w->rig.meta);
+	for (unsigned i = 0; i < CRASH_DEVICES; i++) {
+		life->after[i] = mem_device_clone(life->after[i]);
+		io_device_close(devices[i]);
+		devices[i] = NULL;
+	}
 	free(w);
 	return life;
 }
 
 void crash_life_destroy(struct crash_life *life)
 {
-	for (unsigned i = 0; i < CRASH_DEVICES; i++)
+	for (unsigned i = 0; i < CRASH_DEVICES; i++) {
 		io_device_close(life->before[i]);
+		io_device_close(life->after[i]);
+	}
 	write_log_destroy(life->log);
 	free(life);
 }

@@ -98,6 +98,12 @@ void model_add_flush(struct model_volume *v, uint64_t began, uint64_t ended)
 	v->flushes[v->nr_flushes++] = (struct model_flush){ began, ended };
 }
 
+void model_add_failed_flush(struct model_volume *v, uint64_t ended)
+{
+	v->nr_told = v->nr_ops;
+	v->told_moment = ended;
+}
+
 void model_add_pool_flush(struct model *m, uint64_t began, uint64_t ended)
 {
 	m->flushes = grow(m->flushes, &m->flushes_room, m->nr_flushes, sizeof(*m->flushes));
@@ -178,6 +184,12 @@ static uint64_t covered_until(const struct model_flush *flushes, size_t nr, uint
 	return least;
 }
 
+static uint64_t covered_at(const struct model *m, const struct model_volume *v, uint64_t moment)
+{
+	return covered_until(v->flushes, v->nr_flushes, moment,
+			     covered_until(m->flushes, m->nr_flushes, moment, 0));
+}
+
 /*
  * What each sector may be: floor[s] is 1 + the index of the last op on it that is durable, 0 if
  * it is the base.  The same of the size.
@@ -192,8 +204,8 @@ struct bounds {
 static void find_bounds(const struct model *m, const struct model_volume *v, uint64_t moment,
 			struct bounds *b)
 {
-	uint64_t covered = covered_until(v->flushes, v->nr_flushes, moment,
-					 covered_until(m->flushes, m->nr_flushes, moment, 0));
+	uint64_t covered = covered_at(m, v, moment);
+	uint64_t covered_when_told = covered_at(m, v, MIN(moment, v->told_moment));
 
 	memset(b, 0, sizeof(*b));
 	b->moment = moment;
@@ -202,7 +214,8 @@ static void find_bounds(const struct model *m, const struct model_volume *v, uin
 		bool acknowledged = op->ended && op->ended <= moment;
 
 		b->nr_begun = i + 1;
-		if (!acknowledged || !(op->durable || op->ended < covered))
+		if (!acknowledged ||
+		    !(op->durable || op->ended < (i < v->nr_told ? covered_when_told : covered)))
 			continue;
 		for (unsigned s = op->begin; s < op->end; s++)
 			b->floor[s] = i + 1;

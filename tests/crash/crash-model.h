@@ -61,6 +61,12 @@ struct model_volume {
 	size_t nr_ops, ops_room;
 	struct model_flush *flushes;
 	size_t nr_flushes, flushes_room;
+	/*
+	 * A flush that failed told of the loss of the first nr_told operations, as far as they were
+	 * not durable before: later ones say nothing of them.  The last such flush.
+	 */
+	size_t nr_told;
+	uint64_t told_moment;
 
 	/* The worker's own (crash-work.c). */
 	struct volume *handle; /* NULL: not open */
@@ -90,6 +96,7 @@ struct model_volume *model_add_volume(struct model *m, uint64_t size_bytes);
 /* The op's index; the caller sets ended when it is acknowledged. */
 size_t model_add_op(struct model *m, struct model_volume *v, const struct model_op *op);
 void model_add_flush(struct model_volume *v, uint64_t began, uint64_t ended);
+void model_add_failed_flush(struct model_volume *v, uint64_t ended);
 void model_add_pool_flush(struct model *m, uint64_t began, uint64_t ended);
 /* The next state of the names, a copy of the last, begun now. */
 struct model_names *model_add_names(struct model *m, uint64_t began);

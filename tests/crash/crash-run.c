@@ -24,6 +24,7 @@
 #define LIVES_A_POOL 8u          /* then another one is formatted */
 #define ONE_IN_OTHER_TOOLS 1500u /* states shown to thin_check and thinmeta.py too */
 #define NEAR_SUPERBLOCK 8u       /* ticks of the clock */
+#define MISSES_TO_END 2u         /* threads make two lives differ a little */
 
 /* Hashes seen, open addressing; 0 is free. */
 struct hash_set {
@@ -41,6 +42,7 @@ struct run {
 
 	struct crash_geometry geometry;
 	struct io_device *devices[CRASH_DEVICES]; /* what the next life begins with; or NULL */
+	bool reached;                             /* in the last life something failed */
 	uint64_t *superblock_moments;
 	size_t nr_superblock_moments;
 };
@@ -106,6 +108,7 @@ static void choose_moments(struct run *run, const struct crash_life *life, uint6
 		}
 		moments[i] = moment;
 	}
+	moments[0] = life->end_moment;
 	qsort(moments, run->plan->states_a_life, sizeof(*moments), compare_moments);
 }
 
@@ -238,46 +241,106 @@ static void look_at_life(struct run *run, const struct crash_life *life)
 	free(moments);
 }
 
+static void live_and_look(struct run *run, const struct crash_life_plan *plan, struct prng *p)
+{
+	struct crash_life *life =
+		crash_life_run(plan, p, &run->model, run->devices, &run->geometry);
+	struct crash_result *result = run->result;
+
+	result->nr_lives++;
+	result->nr_aborts += life->nr_aborts;
+	result->nr_errors += life->nr_errors;
+	run->reached = life->reached;
+	look_at_life(run, life);
+	crash_life_destroy(life);
+}
+
 static void run_life(struct run *run)
 {
 	const struct crash_plan *plan = run->plan;
-	struct crash_life *life;
+	struct crash_life_plan life_plan = plan->life;
 
 	if (!run->devices[0] || run->result->nr_lives % LIVES_A_POOL == 0) {
 		set_base(run, NULL, NULL);
 		crash_devices_create(&run->prng, run->devices, &run->geometry);
 	}
-	if (plan->keeps_reset)
-		plan->keeps_reset(plan->ctx);
-	life = crash_life_run(&run->prng, &run->model, run->devices, &run->geometry, plan->nr_ops,
-			      plan->faults && prng_below(&run->prng, 4) == 0, plan->keeps,
-			      plan->ctx);
-	run->devices[CRASH_METADATA] = run->devices[CRASH_DATA] = NULL; /* taken over */
-	run->result->nr_lives++;
-	run->result->nr_aborts += life->nr_aborts;
-	look_at_life(run, life);
-	crash_life_destroy(life);
+	if (plan->before_life)
+		plan->before_life(plan->life.ctx);
+	life_plan.faults &= prng_below(&run->prng, 3) == 0;
+	live_and_look(run, &life_plan, &run->prng);
 }
 
-void crash_run(const struct crash_plan *plan, struct crash_result *ret_result)
+static struct run *run_begin(const struct crash_plan *plan, struct crash_result *result)
 {
 	struct run *run = calloc(1, sizeof(*run));
 
 	TP_INVARIANT(run);
-	*ret_result = (struct crash_result){ .wrong = false };
+	*result = (struct crash_result){ .wrong = false };
 	run->plan = plan;
-	run->result = ret_result;
-	log_set_level(LOG_LEVEL_ERR);
+	run->result = result;
+	log_set_level(LOG_LEVEL_ERR - 1);
 	prng_init(&run->prng, plan->seed);
 	crash_judge_init(&run->judge);
-	while (ret_result->nr_states < plan->nr_states && !ret_result->wrong)
-		run_life(run);
-	ret_result->nr_superblocks = run->superblocks.nr;
-	ret_result->nr_needs_check = run->judge.nr_needs_check;
-	ret_result->nr_removals = run->judge.nr_removals;
+	return run;
+}
+
+static void run_end(struct run *run)
+{
+	run->result->nr_superblocks = run->superblocks.nr;
+	run->result->nr_needs_check = run->judge.nr_needs_check;
+	run->result->nr_removals = run->judge.nr_removals;
 	set_base(run, NULL, NULL);
 	model_clear(&run->model);
 	crash_judge_destroy(&run->judge);
 	free(run->superblocks.slots);
 	free(run);
+}
+
+void crash_run(const struct crash_plan *plan, struct crash_result *ret_result)
+{
+	struct run *run = run_begin(plan, ret_result);
+
+	while (ret_result->nr_states < plan->nr_states && !ret_result->wrong)
+		run_life(run);
+	run_end(run);
+}
+
+/* ---- sweeps ---- */
+
+/* A pool that has lived, and was closed. */
+static void make_template(struct run *run, struct io_device *template[CRASH_DEVICES])
+{
+	const struct crash_life_plan plan = { .nr_ops = 60 };
+	struct crash_life *life;
+
+	crash_devices_create(&run->prng, run->devices, &run->geometry);
+	life = crash_life_run(&plan, &run->prng, &run->model, run->devices, &run->geometry);
+	for (unsigned i = 0; i < CRASH_DEVICES; i++)
+		template[i] = mem_device_clone(life->after[i]);
+	crash_life_destroy(life);
+}
+
+void crash_sweep(const struct crash_plan *plan, void (*arm_nth)(void *ctx, uint64_t nth),
+		 struct crash_result *ret_result)
+{
+	struct run *run = run_begin(plan, ret_result);
+	struct io_device *template[CRASH_DEVICES];
+	unsigned misses = 0;
+	uint64_t seed;
+
+	make_template(run, template);
+	seed = prng_next(&run->prng);
+	for (uint64_t nth = 1; misses < MISSES_TO_END && !ret_result->wrong; nth++) {
+		struct prng p;
+
+		prng_init(&p, seed);
+		set_base(run, mem_device_clone(template[CRASH_METADATA]),
+			 mem_device_clone(template[CRASH_DATA]));
+		arm_nth(plan->life.ctx, nth);
+		live_and_look(run, &plan->life, &p);
+		misses = run->reached ? 0 : misses + 1;
+	}
+	io_device_close(template[CRASH_METADATA]);
+	io_device_close(template[CRASH_DATA]);
+	run_end(run);
 }

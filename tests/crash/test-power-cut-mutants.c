@@ -137,11 +137,9 @@ static void expect_found(bool (*keeps)(void *ctx, const struct write_log_entry *
 	bool superblock = false;
 	struct crash_plan plan = { .seed = prng_seed(),
 				   .nr_states = MAX_STATES,
-				   .nr_ops = 60,
 				   .states_a_life = 200,
-				   .keeps = keeps,
-				   .keeps_reset = forget,
-				   .ctx = &superblock };
+				   .life = { .nr_ops = 60, .keeps = keeps, .ctx = &superblock },
+				   .before_life = forget };
 	struct crash_result result;
 
 	crash_run(&plan, &result);

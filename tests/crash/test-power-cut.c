@@ -22,9 +22,8 @@ static void what_a_power_cut_leaves_is_right(void **state)
 {
 	const char *wanted = getenv("TP_CRASH_STATES");
 	struct crash_plan plan = { .nr_states = wanted ? strtoull(wanted, NULL, 0) : NR_STATES,
-				   .nr_ops = 120,
 				   .states_a_life = 120,
-				   .faults = true,
+				   .life = { .nr_ops = 120, .faults = true },
 				   .keep_images = true };
 	struct crash_result result;
 

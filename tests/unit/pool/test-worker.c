@@ -34,6 +34,17 @@ static int setup(void **state)
 	return pool_rig_begin(&rig, &v);
 }
 
+/* No commit but those that somebody asks for. */
+static int setup_unhurried(void **state)
+{
+	(void)setup(state);
+	rig_close_volume(v);
+	rig->options.commit_interval_usec = 3600 * USEC_PER_SEC;
+	pool_rig_reopen(rig);
+	v = rig_open_volume(rig, "vol");
+	return 0;
+}
+
 static int teardown(void **state)
 {
 	(void)state;
@@ -205,6 +216,76 @@ static void a_size_that_a_write_made_is_flushed(void **state)
 	assert_true(survives_crash(8 * MIB + 100, 100, 2));
 }
 
+/* A commit with a changed block of @other in it waits for its first flush of metadata. */
+static void begin_commit(struct volume *other, struct rig_request *flush)
+{
+	assert_int_equal(rig_fill(rig, other, 0, BLOCK, 1), 0);
+	fault_device_delay(rig->meta, FLUSHES);
+	rig_start(rig, flush, other, POOL_FLUSH, 0, 0, NULL);
+	assert_true(fault_device_wait_held(rig->meta, 1));
+}
+
+static void end_commit(struct volume *other, struct rig_request *flush)
+{
+	fault_device_release_all(rig->meta);
+	assert_int_equal(rig_wait(rig, flush), 0);
+	rig_close_volume(other);
+}
+
+static void a_flush_waits_for_the_commit_that_has_the_size(void **state)
+{
+	struct volume *other = rig_create_volume(rig, "other", 1 * MIB);
+	struct rig_request commit, flush;
+	bool too_early;
+
+	(void)state;
+	assert_int_equal(rig_fill(rig, v, 8 * MIB, 100, 1), 0);
+	assert_int_equal(rig_flush(rig, v), 0);
+	assert_int_equal(rig_fill(rig, v, 8 * MIB + 100, 100, 2), 0);
+	begin_commit(other, &commit); /* nothing of v is dirty any more, but it is not durable */
+	rig_start(rig, &flush, v, POOL_FLUSH, 0, 0, NULL);
+	for (unsigned i = 0; i < 20; i++)
+		io_queue_run(rig->q, USEC_PER_MSEC);
+	too_early = rig_is_done(&flush);
+	end_commit(other, &commit);
+	assert_int_equal(rig_wait(rig, &flush), 0);
+	assert_false(too_early);
+	assert_true(survives_crash(8 * MIB + 100, 100, 2));
+}
+
+static void command_done(struct pool_command *cmd, int r)
+{
+	cmd->result = r;
+	__atomic_store_n((bool *)cmd->waiter, true, __ATOMIC_RELEASE);
+}
+
+static bool is_true(void *flag)
+{
+	return __atomic_load_n((bool *)flag, __ATOMIC_ACQUIRE);
+}
+
+static void a_commit_of_nothing_answers_no_flush(void **state)
+{
+	bool done = false;
+	struct pool_command cmd = { .op = POOL_COMMIT, .done = command_done, .waiter = &done };
+	struct volume *other = rig_create_volume(rig, "other", 1 * MIB);
+	struct rig_request commit, flush;
+	uint64_t flushes;
+
+	(void)state;
+	assert_int_equal(rig_fill(rig, v, 0, BLOCK, 1), 0);
+	begin_commit(other, &commit);
+	/* In place, after the commit has flushed data: only one more flush covers it. */
+	assert_int_equal(rig_fill(rig, v, 0, BLOCK, 2), 0);
+	flushes = fault_device_nr_requests(rig->data, FLUSHES);
+	rig_start(rig, &flush, v, POOL_FLUSH, 0, 0, NULL);
+	pool_command_submit(rig->pool, &cmd); /* in the pass that takes up the flush */
+	end_commit(other, &commit);
+	assert_int_equal(rig_wait(rig, &flush), 0);
+	assert_true(rig_await(rig, is_true, &done));
+	assert_int_equal(fault_device_nr_requests(rig->data, FLUSHES), flushes + 1);
+}
+
 /* ---- failure ---- */
 
 static void expect_read_only(void)
@@ -269,6 +350,23 @@ static void a_durable_write_that_is_lost_fails(void **state)
 	expect_read_only();
 	assert_true(rig_reads_as(rig, v, 0, BLOCK, 0));
 	free(buffer);
+}
+
+static void a_flush_tells_of_a_size_that_is_lost(void **state)
+{
+	struct volume *other = rig_create_volume(rig, "other", 1 * MIB);
+
+	(void)state;
+	assert_int_equal(rig_fill(rig, v, 8 * MIB, 100, 1), 0);
+	assert_int_equal(rig_flush(rig, v), 0);
+	/* No mapping of v changes, only how much of the block belongs to it. */
+	assert_int_equal(rig_fill(rig, v, 8 * MIB + 100, 100, 2), 0);
+	assert_int_equal(rig_fill(rig, other, 0, BLOCK, 1), 0);
+	fault_device_fail_nth(rig->meta, FAULT_OP(IO_WRITE), 1);
+	assert_int_equal(rig_flush(rig, other), -EIO);
+	assert_int_equal(volume_size(v), 8 * MIB + 100);
+	assert_int_equal(rig_flush(rig, v), -EIO);
+	rig_close_volume(other);
 }
 
 static void unreadable_metadata_fails_the_pool(void **state)
@@ -464,12 +562,17 @@ static bool is_starved(void *unused)
 	return atomic_load(&rig->pool->worker->nr_starved) > 0;
 }
 
-static uint64_t worker_cpu_usec(void)
+/* It sleeps, with nothing to do, each time that it is looked at, twenty times in a row. */
+static bool sleeps_well(void *times)
 {
-	clockid_t clock;
+	struct worker *w = rig->pool->worker;
+	unsigned *n = times;
 
-	assert_int_equal(pthread_getcpuclockid(rig->pool->worker->thread, &clock), 0);
-	return time_read_usec(clock);
+	if (atomic_load(&w->sleeping) && !atomic_load(&w->deferred) && !atomic_load(&w->poked))
+		++*n;
+	else
+		*n = 0;
+	return *n == 20;
 }
 
 /* The volume is quiesced, so each part of the request stays at the gate and keeps its segment. */
@@ -478,7 +581,8 @@ static void the_worker_sleeps_while_a_request_waits_for_segments(void **state)
 	struct pool_command grow = { .op = POOL_RESIZE, .name = "vol", .size_bytes = 8192 * MIB };
 	struct rig_request write, allocate;
 	uint8_t *buffer = io_buffer_alloc(BLOCK);
-	uint64_t deadline, cpu;
+	unsigned times = 0;
+	bool slept;
 	atomic_bool snapped = false;
 	pthread_t thread;
 
@@ -493,16 +597,13 @@ static void the_worker_sleeps_while_a_request_waits_for_segments(void **state)
 	rig_start(rig, &allocate, v, POOL_ALLOCATE, BLOCK, 8191 * MIB, NULL);
 	assert_true(rig_await(rig, is_starved, NULL));
 
-	deadline = time_monotonic_usec() + 200 * USEC_PER_MSEC;
-	cpu = worker_cpu_usec();
-	while (time_monotonic_usec() < deadline)
-		io_queue_run(rig->q, 10 * USEC_PER_MSEC);
-	assert_true(worker_cpu_usec() - cpu < 50 * USEC_PER_MSEC);
+	slept = rig_await(rig, sleeps_well, &times);
 
 	fault_device_release_all(rig->data);
 	assert_int_equal(rig_wait(rig, &write), 0);
 	assert_int_equal(rig_wait(rig, &allocate), -ENOSPC); /* but it has come to its end */
 	pthread_join(thread, NULL);
+	assert_true(slept);
 	free(buffer);
 }
 
@@ -618,6 +719,7 @@ static void a_pass_that_is_too_long_makes_new_work_wait_for_its_end(void **state
 	struct rig_request write;
 	void *buffer = io_buffer_alloc(BLOCK);
 	atomic_bool sleeper_done = false;
+	bool held = true;
 	pthread_t sleeper;
 
 	(void)state;
@@ -630,17 +732,20 @@ static void a_pass_that_is_too_long_makes_new_work_wait_for_its_end(void **state
 	hold_await(&during);
 
 	/* Who may not sleep is parked, who may sleeps; both for as long as the pass goes on. */
-	assert_false(trylock_throttle_shared(&rig->pool->throttle));
+	if (trylock_throttle_shared(&rig->pool->throttle)) {
+		unlock_throttle_shared(&rig->pool->throttle);
+		held = false;
+	}
 	rig_start(rig, &write, v, POOL_WRITE, 0, BLOCK, buffer);
-	assert_int_equal(rig_status(rig).stats.throttled, 1);
+	held = held && rig_status(rig).stats.throttled == 1;
 	assert_int_equal(pthread_create(&sleeper, NULL, write_and_wait, &sleeper_done), 0);
-	assert_true(rig_await(rig, two_are_throttled, NULL));
-	assert_false(rig_is_done(&write));
-	assert_false(atomic_load(&sleeper_done));
+	held = held && rig_await(rig, two_are_throttled, NULL);
+	held = held && !rig_is_done(&write) && !atomic_load(&sleeper_done);
 
 	sem_post(&during.go);
 	assert_int_equal(rig_wait(rig, &write), 0);
 	pthread_join(sleeper, NULL);
+	assert_true(held);
 	assert_true(sleeper_done);
 	assert_true(rig_reads_as(rig, v, 0, BLOCK, 1));
 	/* The next pass is a new one. */
@@ -653,6 +758,7 @@ int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 #define T_FAILED(name) cmocka_unit_test_setup_teardown(name, setup, teardown_failed)
+#define T_UNHURRIED(name, teardown) cmocka_unit_test_setup_teardown(name, setup_unhurried, teardown)
 	const struct CMUnitTest tests[] = {
 		T(a_flush_commits_new_mappings),
 		T(a_flush_of_old_mappings_flushes_the_data_device_only),
@@ -663,8 +769,11 @@ int main(void)
 		T(closing_commits),
 		T(closing_flushes_writes_that_need_no_commit),
 		T(a_size_that_a_write_made_is_flushed),
+		T_UNHURRIED(a_flush_waits_for_the_commit_that_has_the_size, teardown),
+		T_UNHURRIED(a_commit_of_nothing_answers_no_flush, teardown),
 		T_FAILED(a_failed_commit_makes_the_pool_read_only),
 		T_FAILED(a_durable_write_that_is_lost_fails),
+		T_UNHURRIED(a_flush_tells_of_a_size_that_is_lost, teardown_failed),
 		T_FAILED(unreadable_metadata_fails_the_pool),
 		T_FAILED(writes_in_flight_at_an_abort_fail),
 		T(a_snapshot_has_all_that_was_acknowledged_and_nothing_later),
