@@ -10,6 +10,7 @@
  *
  * Layer:    daemon.
  * Threads:  one.
+ * Units:    none.
  * Errors:   0 or a negative errno.
  */
 #ifndef TP_DAEMON_HANDOVER_H

@@ -7,6 +7,7 @@
  *
  * Layer:    daemon.
  * Threads:  one; the process has no other.
+ * Units:    microseconds.
  * Errors:   an exit status.
  */
 #ifndef TP_DAEMON_KEEPER_H

@@ -4,6 +4,7 @@
  *
  * Layer:    fuse.
  * Threads:  one; no server uses the connection.
+ * Units:    none.
  * Errors:   0 or a negative errno.
  */
 #ifndef TP_FUSE_FUSE_REFUSE_H

@@ -221,7 +221,7 @@ def test_changes_of_names_happen_once(bench, seed):
 
 FIO = ('fio', '--name=v', '--rw=randwrite', '--ioengine=libaio', '--iodepth=16', '--direct=1',
        '--bsrange=4k-64k', '--verify=crc32c', '--verify_fatal=1', '--randrepeat=0',
-       '--verify_backlog=256', '--time_based', '--runtime=3600', '--exitall_on_error')
+       '--verify_backlog=256', '--verify_state_save=0', '--time_based', '--runtime=3600', '--exitall_on_error')
 
 
 def fio_through(bench, target, size, while_running, *more):
