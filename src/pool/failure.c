@@ -30,7 +30,6 @@
 #include <string.h>
 
 #include "pool/request.h"
-#include "pool/volume.h"
 #include "util/clock.h"
 #include "util/log.h"
 
@@ -197,8 +196,6 @@ int volume_take_loss(struct volume *v, uint32_t handle)
 
 	if (likely(!atomic_load(&v->lost_writes)))
 		return 0;
-	if (v->entry.state == VOLUME_GONE)
-		return -EIO; /* all of it is lost, and will be */
 	lock_pool(&pool->lock);
 	told = tell(&v->losses, handle, atomic_load(&pool->next_handle));
 	unlock_pool(&pool->lock);

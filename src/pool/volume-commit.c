@@ -150,7 +150,6 @@ static TP_REQUIRES(lc_catalog) void restore(struct pool *pool, struct volume *v)
 		return;
 	if (!e->is_committed || (e->state == VOLUME_DELETED && !reopen_device(pool, v))) {
 		volume_set_state(pool, v, VOLUME_GONE);
-		volume_lose_writes(v);
 		return;
 	}
 
