@@ -110,6 +110,7 @@ static void *helper_main(void *arg)
 	struct bufio_client *c = arg;
 	uint64_t sweep = time_monotonic_usec() + SWEEP_USEC;
 
+	tp_lock_hold_begin(c, LC_completion); /* requests wait for the reads whose waiters it calls */
 	lock_bufio_lru(&c->lock);
 	while (!c->helper_stop || !STAILQ_EMPTY(&c->calls)) {
 		if (!STAILQ_EMPTY(&c->calls)) {
@@ -122,6 +123,7 @@ static void *helper_main(void *arg)
 		}
 	}
 	unlock_bufio_lru(&c->lock);
+	tp_lock_hold_end(c, LC_completion);
 	return NULL;
 }
 

@@ -332,6 +332,8 @@ static int remove_by_helper(const struct fuse_mount *m, bool detach)
 
 int fuse_mount_remove(struct fuse_mount *m, bool detach)
 {
+	/* What is cached of the volumes may be written first. */
+	tp_lock_may_wait(LC_completion);
 	if (!still_there(m))
 		return 0;
 	if (m->by_helper)

@@ -15,6 +15,7 @@
 
 #include "util/compiler.h"
 #include "util/error.h"
+#include "util/lock-class.h"
 
 struct fuse_mount;
 
@@ -39,7 +40,7 @@ void fuse_mount_identify(struct fuse_mount *mount);
  * Take it out of the tree; @detach: even when in use.  0 too when it is gone already.
  * -EBUSY.
  */
-int fuse_mount_remove(struct fuse_mount *mount, bool detach) TP_MUST_CHECK;
+int fuse_mount_remove(struct fuse_mount *mount, bool detach) TP_TAKES(completion) TP_MUST_CHECK;
 
 /* Frees the description, not the mount.  NULL is allowed.  Returns NULL. */
 struct fuse_mount *fuse_mount_free(struct fuse_mount *mount);
