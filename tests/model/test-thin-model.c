@@ -54,6 +54,7 @@ struct run {
 	bool changed_closed[MODEL_DEVICES]; /* closed since it was changed, and not committed */
 	bool lost[MODEL_DEVICES];           /* had changes when a transaction was aborted */
 	bool *used_now, *used_committed;
+	bool *taken; /* mapped by the open transaction, perhaps freed again: not to be had in it */
 	uint64_t nr_images, nr_snaps_shown, nr_commits, nr_aborts, nr_faults, nr_full,
 		nr_metadata_full;
 };
@@ -195,6 +196,7 @@ static void do_abort(struct run *run)
 	memset(run->changed_closed, 0, sizeof(run->changed_closed));
 	assert_int_equal(abort_alone(run->tmd), 0);
 	run->nr_aborts++;
+	memset(run->taken, 0, MAX_DATA_BLOCKS * sizeof(bool));
 
 	/* If only the last flush failed, the new state is the one on disk. */
 	assert_int_equal(thin_metadata_get_info(run->tmd, &info), 0);
@@ -259,6 +261,7 @@ static bool do_commit(struct run *run)
 	run->committed = run->now;
 	run->held_committed = run->held_now;
 	memset(run->changed_closed, 0, sizeof(run->changed_closed));
+	memset(run->taken, 0, MAX_DATA_BLOCKS * sizeof(bool));
 	run->nr_commits++;
 	fault_device_clear(run->meta);
 
@@ -337,7 +340,7 @@ static int reserve(struct run *run, dblock_t *ret_block)
 		return 0;
 	}
 	for (dblock_t b = 0; b < run->committed.nr_data_blocks; b++)
-		assert_true(run->used_now[b] || run->used_committed[b]);
+		assert_true(run->used_now[b] || run->used_committed[b] || run->taken[b]);
 	run->nr_full++;
 	return r;
 }
@@ -368,6 +371,7 @@ static bool write_one(struct run *run, unsigned i, unsigned v)
 	if (!worked(run, thin_insert_block(device(run, i), thin_model_key(v), b)))
 		return false;
 	thin_model_map(&run->now, i, v, b);
+	run->taken[b] = true;
 	return true;
 }
 
@@ -670,6 +674,7 @@ static void start(struct run *run, uint64_t seed, bool faults, bool careless)
 	run->careless = careless;
 	run->used_now = calloc(MAX_DATA_BLOCKS, sizeof(bool));
 	run->used_committed = calloc(MAX_DATA_BLOCKS, sizeof(bool));
+	run->taken = calloc(MAX_DATA_BLOCKS, sizeof(bool));
 	run->meta = fault_device_create_mem(run->careless ? CARELESS_METADATA_BYTES
 							  : FIRST_METADATA_BYTES);
 	run->data = fault_device_create_mem(0);
@@ -695,6 +700,7 @@ static void finish(struct run *run)
 	io_device_close(run->data);
 	free(run->used_now);
 	free(run->used_committed);
+	free(run->taken);
 	print_message("# %" PRIu64 " commits, %" PRIu64 " aborts, %" PRIu64 " faults set, %" PRIu64
 		      " images and %" PRIu64 " metadata snapshots shown; full: data %" PRIu64
 		      " times, metadata %" PRIu64 "\n",
