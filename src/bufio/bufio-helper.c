@@ -110,7 +110,8 @@ static void *helper_main(void *arg)
 	struct bufio_client *c = arg;
 	uint64_t sweep = time_monotonic_usec() + SWEEP_USEC;
 
-	tp_lock_hold_begin(c, LC_completion); /* requests wait for the reads whose waiters it calls */
+	/* Requests wait for the reads whose waiters it calls. */
+	tp_lock_hold_begin(c, LC_completion);
 	lock_bufio_lru(&c->lock);
 	while (!c->helper_stop || !STAILQ_EMPTY(&c->calls)) {
 		if (!STAILQ_EMPTY(&c->calls)) {
