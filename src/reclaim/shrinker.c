@@ -3,7 +3,7 @@
  * shrinker.c - registry of caches that can give memory back
  *
  * Plays the part of the kernel's shrinker list, including the property that
- * matters to dm-thin: callbacks run under the list lock.  A reader (shrinkers_run)
+ * matters to dm-thin: callbacks run under the list lock.  A reader (shrinkers_reclaim)
  * can therefore sit on the lock for as long as a callback takes, and whoever
  * wants to register must wait for it.  That wait is what must never happen
  * below another pool lock; the lock class makes it a build or a test failure.
@@ -84,25 +84,6 @@ struct shrinker *shrinker_unregister(struct shrinker *s)
 	return NULL;
 }
 
-/* The _locked twin does the work and may return anywhere; the outer one owns the lock. */
-static TP_REQUIRES_SHARED(lc_shrinkers) uint64_t run_locked(uint64_t nr)
-{
-	const struct shrinker *s;
-	uint64_t freed = 0;
-
-	TAILQ_FOREACH(s, &list, link) {
-		uint64_t want = s->ops->count(s->ctx);
-
-		if (want > nr - freed)
-			want = nr - freed;
-		if (want > 0)
-			freed += s->ops->scan(s->ctx, want);
-		if (freed >= nr)
-			return freed;
-	}
-	return freed;
-}
-
 static void note_hold(uint64_t began_usec)
 {
 	uint64_t usec = time_monotonic_usec() - began_usec, longest = longest_hold_usec;
@@ -116,17 +97,6 @@ uint64_t shrinkers_longest_hold_usec(void)
 	return atomic_load(&longest_hold_usec);
 }
 
-uint64_t shrinkers_run(uint64_t nr)
-{
-	lock_shrinkers_shared(&list_lock);
-	uint64_t began_usec = time_monotonic_usec();
-	uint64_t freed = run_locked(nr);
-	note_hold(began_usec);
-	unlock_shrinkers_shared(&list_lock);
-
-	return freed;
-}
-
 static TP_REQUIRES_SHARED(lc_shrinkers) void ask(const struct shrinker *s, unsigned divisor,
 						 struct shrinker_result *ret_result)
 {
@@ -137,7 +107,8 @@ static TP_REQUIRES_SHARED(lc_shrinkers) void ask(const struct shrinker *s, unsig
 	ret_result->freed = ret_result->asked ? s->ops->scan(s->ctx, ret_result->asked) : 0;
 }
 
-/* Ask them all before waiting for the first: their helpers work side by side. */
+/* The _locked twin may return anywhere; the outer one owns the lock.  Ask them all before waiting
+ * for the first: their helpers work side by side. */
 static TP_REQUIRES_SHARED(lc_shrinkers) void reclaim_locked(unsigned divisor,
 							    struct shrinkers_report *report)
 {

@@ -63,13 +63,6 @@ int shrinker_register(const char *name, const struct shrinker_ops *ops, void *ct
  */
 struct shrinker *shrinker_unregister(struct shrinker *s) TP_EXCLUDES_ALL;
 
-/*
- * Ask the registered caches, oldest first, to free @nr objects in all.
- * Returns the number freed, which may be less (nothing left) but never more
- * than the caches reported.
- */
-uint64_t shrinkers_run(uint64_t nr) TP_EXCLUDES_ALL;
-
 /* What one cache has done. */
 struct shrinker_result {
 	char name[32];
@@ -86,8 +79,8 @@ struct shrinkers_report {
 };
 
 /*
- * Ask every registered cache for its @divisor-th part (1: for all it has), rounded up, and
- * wait until it is freed.
+ * Ask every registered cache, oldest first, for its @divisor-th part (1: for all it has), rounded
+ * up, and wait until it is freed.
  */
 void shrinkers_reclaim(unsigned divisor, struct shrinkers_report *ret_report) TP_EXCLUDES_ALL;
 

@@ -276,10 +276,11 @@ const struct shrinker_ops volume_shrinker = { .count = volume_count, .scan = vol
 
 void *pressure_main(void *arg)
 {
+	struct shrinkers_report report;
 	struct client *c = arg;
 
 	while (!atomic_load(&world.stop)) {
-		(void)shrinkers_run(UINT64_MAX);
+		shrinkers_reclaim(1, &report);
 		heart_beat(c->heart);
 	}
 	heart_rest(c->heart);

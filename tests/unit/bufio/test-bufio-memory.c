@@ -122,7 +122,7 @@ static void shrinker_frees_through_the_helper(void **state)
 
 	for (mblock_t i = 0; i < 100; i++)
 		read_word(f, i);
-	assert_int_equal(shrinkers_run(30), 30);
+	assert_int_equal(bufio_shrinker_ops.scan(f->c, 30), 30); /* promised */
 	bufio_test_settle(f->c);
 	assert_int_equal(stats(f).cached_bytes, 70 * METADATA_BLOCK_SIZE);
 	assert_int_equal(stats(f).shrunk_buffers, 30);
@@ -132,12 +132,12 @@ static void shrunk_pages_lose_their_memory(void **state)
 {
 	struct fixture *f = *state;
 	struct bufio_buffer *b, *idle;
+	struct shrinkers_report report;
 	unsigned nr = 0;
 
 	for (mblock_t i = 0; i < 100; i++)
 		read_word(f, i);
-	shrinkers_run(100);
-	bufio_test_settle(f->c);
+	shrinkers_reclaim(1, &report);
 	lock_bufio_lru(&f->c->lock);
 	for (idle = f->c->idle; idle; idle = idle->next)
 		nr += !idle->resident;

@@ -146,6 +146,7 @@ static void await_one(struct worker *w, mblock_t block)
 
 static void in_background(struct worker *w)
 {
+	struct shrinkers_report report;
 	struct model *m = w->m;
 
 	switch (prng_below(&w->prng, 4)) {
@@ -157,7 +158,7 @@ static void in_background(struct worker *w)
 				(20 + prng_below(&w->prng, NR_MODEL_BLOCKS)) * METADATA_BLOCK_SIZE);
 		break;
 	default:
-		shrinkers_run(1 + prng_below(&w->prng, 100));
+		shrinkers_reclaim(1 + (unsigned)prng_below(&w->prng, 20), &report);
 	}
 }
 

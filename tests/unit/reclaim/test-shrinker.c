@@ -36,23 +36,39 @@ static uint64_t cache_scan(void *ctx, uint64_t nr)
 
 static const struct shrinker_ops cache_ops = { .count = cache_count, .scan = cache_scan };
 
-static void run_empties_oldest_first_and_stops_at_nr(void **state)
+static const char *last_asked;
+
+static uint64_t named_scan(void *ctx, uint64_t nr)
 {
-	struct cache a = { .objects = 5 }, b = { .objects = 5 };
-	struct shrinker *sa, *sb;
+	last_asked = ctx;
+	return nr;
+}
+
+static uint64_t named_count(void *ctx)
+{
+	/* The one before it has been asked by now. */
+	assert_int_equal(((const char *)ctx)[0], last_asked ? last_asked[0] + 1 : 'a');
+	return 1;
+}
+
+static const struct shrinker_ops named_ops = { .count = named_count, .scan = named_scan };
+
+static void the_oldest_is_asked_first_and_who_is_unregistered_not_at_all(void **state)
+{
+	static char names[][2] = { "a", "b", "c" };
+	struct shrinkers_report report;
+	struct shrinker *s[3];
 
 	(void)state;
-	assert_int_equal(shrinker_register("a", &cache_ops, &a, &sa), 0);
-	assert_int_equal(shrinker_register("b", &cache_ops, &b, &sb), 0);
-
-	assert_int_equal(shrinkers_run(7), 7);
-	assert_int_equal(a.asked, 5);
-	assert_int_equal(b.asked, 2);
-	assert_int_equal(shrinkers_run(100), 3);
-
-	assert_null(shrinker_unregister(sa));
-	assert_null(shrinker_unregister(sb));
-	assert_int_equal(shrinkers_run(1), 0);
+	for (unsigned i = 0; i < 3; i++)
+		assert_int_equal(shrinker_register(names[i], &named_ops, names[i], &s[i]), 0);
+	shrinkers_reclaim(1, &report);
+	assert_int_equal(report.nr_results, 3);
+	assert_ptr_equal(last_asked, names[2]);
+	for (unsigned i = 0; i < 3; i++)
+		assert_null(shrinker_unregister(s[i]));
+	shrinkers_reclaim(1, &report);
+	assert_int_equal(report.nr_results, 0);
 }
 
 static void failed_register_leaves_ret_alone(void **state)
@@ -191,7 +207,7 @@ TP_NO_TSA static void register_under_throttle_dies(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(run_empties_oldest_first_and_stops_at_nr),
+		cmocka_unit_test(the_oldest_is_asked_first_and_who_is_unregistered_not_at_all),
 		cmocka_unit_test(failed_register_leaves_ret_alone),
 		cmocka_unit_test(a_share_is_rounded_up),
 		cmocka_unit_test(a_report_tells_what_was_freed_and_not_what_was_promised),
