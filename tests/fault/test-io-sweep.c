@@ -49,7 +49,7 @@ static void sweep(unsigned device, struct fault fault)
 	struct crash_plan plan = {
 		.seed = prng_seed(),
 		.states_a_life = 4,
-		.life = { .nr_ops = NR_OPS, .arm = arm, .reached = reached, .ctx = &sweep },
+		.life = { .nr_ops = SWEEP_OPS, .arm = arm, .reached = reached, .ctx = &sweep },
 		.keep_images = true
 	};
 	struct crash_result result;
