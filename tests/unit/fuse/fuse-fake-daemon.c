@@ -2,7 +2,12 @@
 /*
  * fuse-fake-daemon.c - the FUSE layer over a pool in memory, driven by lines on standard input
  *
- *	usage: fuse-fake-daemon MOUNTPOINT [none|pages] [WORKERS] [ro]
+ *	usage: fuse-fake-daemon MOUNTPOINT [none|pages] [WORKERS] [rw|ro] [EXTRA...]
+ *
+ *	make=NAME:SIZE      begin with a volume
+ *	keep=FD             send connection and state to this socket
+ *	adopt=FD,FD         go on with the mount of these
+ *	noresend            as on a kernel that cannot send requests again
  *
  * Prints "ready", then "ok ..." or "error ERRNO" for each line read:
  *
@@ -16,11 +21,13 @@
  * must be 0.
  */
 #include <errno.h>
+#include <inttypes.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "fake-pool.h"
@@ -165,6 +172,47 @@ static uint64_t serve(struct pool *pool, struct fuse_server *server)
 	return (uint64_t)grace;
 }
 
+/* Two descriptors in one message. */
+static void keep(void *ctx, int connection_fd, int state_fd)
+{
+	union {
+		struct cmsghdr head;
+		char space[CMSG_SPACE(2 * sizeof(int))];
+	} control = { .space = { 0 } };
+	int fds[2] = { connection_fd, state_fd };
+	struct iovec iov = { .iov_base = (char *)"", .iov_len = 1 };
+	struct msghdr msg = { .msg_iov = &iov,
+			      .msg_iovlen = 1,
+			      .msg_control = &control,
+			      .msg_controllen = sizeof(control) };
+
+	control.head = (struct cmsghdr){ .cmsg_level = SOL_SOCKET,
+					 .cmsg_type = SCM_RIGHTS,
+					 .cmsg_len = CMSG_LEN(sizeof(fds)) };
+	memcpy(CMSG_DATA(&control.head), fds, sizeof(fds));
+	if (sendmsg(*(int *)ctx, &msg, MSG_NOSIGNAL) < 0)
+		abort();
+}
+
+static int keep_socket;
+
+static int take_extra(const char *word, struct pool *pool, struct fuse_server_options *options)
+{
+	struct pool_command cmd = { .op = POOL_CREATE };
+
+	if (!strcmp(word, "noresend")) {
+		options->no_resend = true;
+	} else if (sscanf(word, "keep=%d", &keep_socket) == 1) {
+		options->keep = keep;
+		options->keep_ctx = &keep_socket;
+	} else if (sscanf(word, "make=%255[^:]:%" SCNu64, cmd.name, &cmd.size_bytes) == 2) {
+		return pool_command_run(pool, &cmd);
+	} else if (sscanf(word, "adopt=%d,%d", &options->connection_fd, &options->state_fd) != 2) {
+		return -EINVAL;
+	}
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	struct pool_options pool_options = { .event = on_event };
@@ -192,6 +240,9 @@ int main(int argc, char **argv)
 	if (r)
 		return 1;
 	options.pool = pool;
+	for (int i = 5; i < argc; i++)
+		if (take_extra(argv[i], pool, &options))
+			return 2;
 	files[0].ctx = pool;
 	r = fuse_server_start(&options, &server, &error);
 	if (r) {

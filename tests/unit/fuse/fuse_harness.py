@@ -65,10 +65,11 @@ def eventually(fn, text, seconds=10):
 class Mount:
     daemon = None
 
-    def __init__(self, mode='pages', workers=2, *more, path=None):
+    def __init__(self, mode='pages', workers=2, *more, path=None, pass_fds=()):
         self.path = path or tempfile.mkdtemp(prefix='tp-fuse-')
         self.p = subprocess.Popen([self.daemon, self.path, mode, str(workers), *more],
-                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                  pass_fds=pass_fds)
         self.first = self.line()
         self.connection = None
         if self.first == 'ready':
