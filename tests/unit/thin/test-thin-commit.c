@@ -260,6 +260,84 @@ static void abort_that_cannot_read_fails_for_good(void **state)
 	assert_int_equal(info_of(f).nr_data_blocks, NR_DATA);
 }
 
+static void a_needs_check_that_fails_leaves_nothing_dirty(void **state)
+{
+	struct fixture *f = *state;
+	struct cache_stats stats;
+
+	assert_int_equal(thin_metadata_create_thin(f->tmd, 1), 0);
+	assert_int_equal(thin_metadata_commit(f->tmd), 0);
+	assert_int_equal(abort_alone(f->tmd), 0);
+	for (unsigned i = 0; i < 3; i++) {
+		fault_device_add(f->meta, &(struct fault){ .ops = i < 2 ? WRITES : FLUSHES });
+		assert_int_equal(thin_metadata_set_needs_check(f->tmd), -EIO);
+		thin_metadata_get_cache_stats(f->tmd, &stats);
+		assert_int_equal(stats.dirty_bytes, 0);
+		assert_false(info_of(f).needs_check);
+		thin_metadata_set_read_only(f->tmd);
+	}
+	assert_int_equal(thin_metadata_set_needs_check(f->tmd), 0);
+	assert_true(info_of(f).needs_check);
+	assert_int_equal(thin_metadata_create_thin(f->tmd, 2), -EPERM); /* still read-only */
+	reopen(f);
+	assert_true(info_of(f).needs_check);
+}
+
+/* So much is changed that a cache without room has to write what was changed before. */
+static void block_0_is_dirty_in_commits_only(void **state)
+{
+	const struct fault_log_entry *log;
+	struct fixture *f = *state;
+	struct thin_device *td;
+	unsigned writes = 0;
+	size_t nr;
+
+	thin_metadata_set_cache_limit(f->tmd, 0);
+	assert_int_equal(thin_metadata_create_thin(f->tmd, 1), 0);
+	assert_int_equal(thin_metadata_reserve_snap(f->tmd), 0);
+	assert_int_equal(thin_metadata_commit(f->tmd), 0);
+	td = open_device(f, 1);
+	fault_device_log_start(f->meta, false);
+	assert_int_equal(thin_metadata_release_snap(f->tmd), 0);
+	write_block(f->tmd, td, 1);
+	assert_int_equal(thin_metadata_create_snap(f->tmd, 2, 1), 0);
+	assert_int_equal(thin_metadata_set_transaction_id(f->tmd, 0, 8), 0);
+	for (unsigned i = 0; i < 900; i++)
+		write_block(f->tmd, td, i * 1000);
+	fault_device_log_stop(f->meta);
+	log = fault_device_log(f->meta, &nr);
+	for (size_t i = 0; i < nr; i++) {
+		assert_true(log[i].op != IO_WRITE || log[i].offset > 0);
+		writes += log[i].op == IO_WRITE;
+	}
+	assert_true(writes > 5);
+	assert_int_equal(thin_metadata_commit(f->tmd), 0);
+	assert_int_equal(info_of(f).held_root, 0);
+	thin_device_close(td);
+}
+
+/* Only the flush of the superblock fails: the abort finds the new state, and nobody has lost. */
+static void a_commit_that_landed_is_known(void **state)
+{
+	struct fixture *f = *state;
+	struct thin_device *td;
+
+	assert_int_equal(thin_metadata_create_thin(f->tmd, 1), 0);
+	assert_int_equal(thin_metadata_commit(f->tmd), 0);
+	td = open_device(f, 1);
+	for (unsigned flush = 0; flush < 2; flush++) {
+		write_block(f->tmd, td, flush);
+		fault_device_add(f->meta, &(struct fault){ .ops = FLUSHES, .skip = 1 - flush });
+		assert_int_equal(thin_metadata_commit(f->tmd), -EIO);
+		assert_true(thin_device_changed(td));
+		assert_int_equal(abort_alone(f->tmd), 0);
+		assert_int_equal(thin_metadata_commit_landed(f->tmd), !flush);
+		assert_int_equal(thin_device_aborted_changes(td), flush);
+		assert_int_equal(thin_device_mapped_blocks(td), 1);
+	}
+	thin_device_close(td);
+}
+
 static void needs_check_is_durable_at_once(void **state)
 {
 	struct fixture *f = *state;
@@ -317,6 +395,9 @@ int main(void)
 		TEST(failed_snapshot_loses_nothing_of_its_origin),
 		TEST(abort_that_cannot_read_fails_for_good),
 		TEST(needs_check_is_durable_at_once),
+		TEST(a_needs_check_that_fails_leaves_nothing_dirty),
+		TEST(block_0_is_dirty_in_commits_only),
+		TEST(a_commit_that_landed_is_known),
 		TEST(failed_needs_check_is_told),
 	};
 
