@@ -217,7 +217,7 @@ void tell(struct bufio_waiter *w, int r)
 {
 	struct told *t = container_of(w, struct told, w);
 
-	tp_lock_may_wait(0); /* dies if any lock is held */
+	tp_lock_may_wait(LC_throttle); /* dies if any lock is held */
 	t->r = r;
 	t->calls++;
 }
