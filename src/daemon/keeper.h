@@ -15,6 +15,8 @@
 
 #include <stdint.h>
 
+#include "util/lock-class.h"
+
 struct keeper_options {
 	const char *program; /* the daemon's; whatever is there when one is started */
 	char *const *argv;   /* of the daemon */
@@ -31,6 +33,6 @@ struct keeper_options {
  * Returns the exit status: that of a daemon that ended as it was told to, or never served.  The
  * caller has blocked SIGTERM, SIGINT, SIGHUP, SIGUSR2 and SIGCHLD.
  */
-int keeper_run(const struct keeper_options *options);
+int keeper_run(const struct keeper_options *options) TP_TAKES(completion);
 
 #endif

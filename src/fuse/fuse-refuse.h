@@ -11,6 +11,7 @@
 #define TP_FUSE_FUSE_REFUSE_H
 
 #include "util/compiler.h"
+#include "util/lock-class.h"
 
 struct fuse_refusal;
 
@@ -22,7 +23,7 @@ int fuse_refuse_begin(int connection_fd, int state_fd,
 int fuse_refuse_some(struct fuse_refusal *refusal) TP_MUST_CHECK;
 
 /* Detach the mount from the tree. */
-int fuse_refuse_unmount(struct fuse_refusal *refusal) TP_MUST_CHECK;
+int fuse_refuse_unmount(struct fuse_refusal *refusal) TP_TAKES(completion) TP_MUST_CHECK;
 
 /* NULL is allowed.  Returns NULL. */
 struct fuse_refusal *fuse_refuse_end(struct fuse_refusal *refusal);
