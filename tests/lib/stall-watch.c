@@ -23,6 +23,7 @@
 #define LOST_MIN_USEC (5 * USEC_PER_MSEC)
 #define SLEEP_USEC (20 * USEC_PER_MSEC)
 #define WORK_USEC 500u
+#define CHAIN 5u /* a client, a worker, a helper, and their answers */
 
 struct span {
 	uint64_t begin, end;
@@ -195,6 +196,7 @@ struct stall_report stall_watch_end(struct stall_watch *w)
 	atomic_store(&w->stop, true);
 	pthread_join(w->reference, NULL);
 	report.machine_usec = w->machine_usec;
+	report.limit_usec = MAX(USEC_PER_SEC, CHAIN * w->machine_usec);
 	for (unsigned i = 0; i < nr; i++) {
 		struct heart *h = w->hearts[i];
 

@@ -34,7 +34,12 @@ struct stall_report {
 	uint64_t longest_usec;     /* that a heart stood still */
 	uint64_t unexplained_usec; /* the same, less what the machine took meanwhile */
 	uint64_t machine_usec;     /* the longest that the reference thread was held up */
-	const char *name;          /* whose heart stood still longest without explanation */
+	/*
+	 * A second; more if the machine was so busy that a chain of threads, each of which waits
+	 * for the next, takes longer: every one of them is held up.
+	 */
+	uint64_t limit_usec; /* of unexplained_usec */
+	const char *name;    /* whose heart stood still longest without explanation */
 };
 
 /* When all threads but the caller have ended.  Frees @w. */

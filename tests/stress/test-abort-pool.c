@@ -56,7 +56,6 @@
 #define NR_PAGES (NR_CLIENTS * NR_OWN)
 #define VOLUME_BYTES (NR_PAGES * PAGE)
 #define HANG_USEC (60 * USEC_PER_SEC)
-#define STALL_MAX_USEC USEC_PER_SEC
 #define FULL_CHECK_EVERY 500u
 
 /* A page as its writer knows it.  Writes have rising numbers; 0: never written. */
@@ -626,7 +625,7 @@ static void report(const struct stall_report *stalls, const struct pressure_stat
 		      (double)stalls->longest_usec / USEC_PER_SEC,
 		      (double)stalls->unexplained_usec / USEC_PER_SEC, stalls->name,
 		      (double)stalls->machine_usec / USEC_PER_SEC, resident_kib());
-	assert_true(stalls->unexplained_usec < STALL_MAX_USEC);
+	assert_true(stalls->unexplained_usec < stalls->limit_usec);
 	assert_true(pressure->runs > totals.nr_aborts);
 	assert_true(totals.nr_flags > 0 && nr_failed > 0 && nr_reads > totals.nr_aborts);
 }

@@ -42,7 +42,6 @@
 
 #define METADATA_BYTES (UINT64_C(1) << 20)
 #define HANG_USEC (60 * USEC_PER_SEC)
-#define STALL_MAX_USEC USEC_PER_SEC
 #define NR_FULL_CHECKS 5u /* by everybody's tools */
 
 /* The mutator's own. */
@@ -558,7 +557,7 @@ static void report(const struct client *clients, const struct stall_report *stal
 		      (double)stalls->longest_usec / USEC_PER_SEC,
 		      (double)stalls->unexplained_usec / USEC_PER_SEC, stalls->name,
 		      (double)stalls->machine_usec / USEC_PER_SEC, resident_kib());
-	assert_true(stalls->unexplained_usec < STALL_MAX_USEC);
+	assert_true(stalls->unexplained_usec < stalls->limit_usec);
 	/* It was what it is meant to be. */
 	assert_true(cache.shrunk_buffers > mutator.nr_aborts);
 	assert_true(sum.nr_verified > mutator.nr_aborts && sum.nr_failed > 0);
