@@ -111,6 +111,29 @@ static void range_is_reserved_whole_or_not(void **state)
 	assert_int_equal(nr_free(rig), NR_DATA - 2 - 16001);
 }
 
+/* What the transaction did can be done again in part, and no block is then two things. */
+static void a_block_taken_and_freed_waits_for_the_commit(void **state)
+{
+	struct meta_rig *rig = *state;
+	dblock_t b, begin, end;
+
+	assert_int_equal(sm_disk_reserve_block(rig->data, &b), 0);
+	assert_int_equal(sm_disk_use_reserved(rig->data, b), 0);
+	assert_int_equal(sm_dec_block(rig->data, b), 0);
+	assert_int_equal(count_of(rig, b), 0);
+	assert_int_equal(nr_free(rig), NR_DATA - 1);
+	assert_int_equal(sm_disk_reserve_range(rig->data, b, b + 1), -EINVAL);
+	assert_int_equal(sm_disk_next_free_run(rig->data, b, 10, &begin, &end), 0);
+	assert_int_equal(begin, b + 1);
+	/* Only who counts it again, without asking for a block, has it. */
+	assert_int_equal(sm_inc_block(rig->data, b), 0);
+	assert_int_equal(sm_dec_block(rig->data, b), 0);
+	assert_int_equal(nr_free(rig), NR_DATA - 1);
+	commit(rig);
+	assert_int_equal(nr_free(rig), NR_DATA);
+	assert_int_equal(sm_disk_reserve_range(rig->data, b, b + 1), 0);
+}
+
 static void reserving_everything_is_enospc_until_put_back(void **state)
 {
 	struct meta_rig *rig = *state;
@@ -426,6 +449,7 @@ int main(void)
 		FACT(reserved_blocks_are_consecutive_and_uncounted),
 		FACT(reservation_ends_with_an_abort),
 		FACT(range_is_reserved_whole_or_not),
+		FACT(a_block_taken_and_freed_waits_for_the_commit),
 		FACT(reserving_everything_is_enospc_until_put_back),
 		FACT(freed_runs_are_told_once_after_the_commit),
 		FACT(freed_blocks_pile_up_until_taken),

@@ -307,8 +307,9 @@ static int rise_with(const struct redo_record *records, unsigned nr, size_t chan
 /* As it was committed, writable, and who flushes is told. */
 static bool was_refused(void)
 {
-	return rig_reads_as(rig, v, 0, BLOCK, 'a') && rig_reads_as(rig, v, BLOCK, 3 * BLOCK, 0) &&
-	       volume_size(v) == MIB && rig_flush(rig, v) == -EIO && !rig_flush(rig, v) &&
+	return rig_mapped(v) == BLOCK && rig_reads_as(rig, v, 0, BLOCK, 'a') &&
+	       rig_reads_as(rig, v, BLOCK, 3 * BLOCK, 0) && volume_size(v) == MIB &&
+	       rig_flush(rig, v) == -EIO && !rig_flush(rig, v) &&
 	       rig_status(rig).mode == POOL_MODE_WRITE && rig_fill(rig, v, BLOCK, 512, 'x') == 0 &&
 	       rig_commit(rig) == 0 && dying_pool_is_clean(dp);
 }

@@ -401,37 +401,70 @@ static void check_story(unsigned begun, unsigned done)
 	}
 }
 
+/* Nothing was recorded, somebody else had the pool, and the area is begun anew. */
+static void write_anew(struct progress *p)
+{
+	atomic_store(&p->begun, 1);
+	redo_begin(redo, states[2]);
+	atomic_store(&p->done, 1);
+}
+
+static void check_anew(unsigned begun, unsigned done)
+{
+	uint64_t nr;
+	enum redo_finding finding = look(states[2], &nr);
+
+	assert_int_equal(nr, 0);
+	assert_true(done ? finding == REDO_GOOD
+			 : finding == REDO_OLD || (begun && finding == REDO_GOOD));
+}
+
 /* A tracer stops the writer behind each instruction, and looks as the next process would. */
-static void killed_between_any_two_instructions_it_is_whole(void **unused)
+static unsigned trace(void (*write_it)(struct progress *p),
+		      void (*check)(unsigned begun, unsigned done))
 {
 	struct progress *p =
 		mmap(NULL, sizeof(*p), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	unsigned long steps = 0;
+	unsigned done;
 	int status;
-	pid_t pid;
+	pid_t pid = fork();
 
-	(void)unused;
-	redo_begin(redo, states[0]);
-	pid = fork();
 	assert_true(pid >= 0);
 	if (!pid) {
 		if (ptrace(PTRACE_TRACEME, 0, NULL, NULL) || raise(SIGSTOP))
 			_exit(1);
-		write_story(p);
+		write_it(p);
 		kill(getpid(), SIGKILL);
 	}
 	assert_int_equal(waitpid(pid, &status, 0), pid);
 	while (WIFSTOPPED(status)) {
-		check_story(atomic_load(&p->begun), atomic_load(&p->done));
+		check(atomic_load(&p->begun), atomic_load(&p->done));
 		assert_int_equal(ptrace(PTRACE_SINGLESTEP, pid, NULL, NULL), 0);
 		assert_int_equal(waitpid(pid, &status, 0), pid);
 		steps++;
 	}
 	assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
-	assert_int_equal(atomic_load(&p->done), 6);
 	assert_true(steps > 300);
 	print_message("# %lu instructions\n", steps);
+	done = atomic_load(&p->done);
 	munmap(p, sizeof(*p));
+	return done;
+}
+
+static void killed_between_any_two_instructions_it_is_whole(void **unused)
+{
+	(void)unused;
+	redo_begin(redo, states[0]);
+	assert_int_equal(trace(write_story, check_story), 6);
+}
+
+static void so_it_is_when_it_is_begun_anew(void **unused)
+{
+	(void)unused;
+	redo_begin(redo, states[0]);
+	redo_begin(redo, states[1]);
+	assert_int_equal(trace(write_anew, check_anew), 1);
 }
 
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -457,6 +490,7 @@ int main(void)
 		T(a_full_area_says_so),
 		T(what_finds_no_room_is_found_missing),
 		T(killed_between_any_two_instructions_it_is_whole),
+		T(so_it_is_when_it_is_begun_anew),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

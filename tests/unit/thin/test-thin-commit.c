@@ -9,6 +9,8 @@
 #include <cmocka.h>
 
 #include <errno.h>
+#include <stdlib.h>
+#include <string.h>
 #include <pthread.h>
 
 #include "abort-alone.h"
@@ -374,6 +376,52 @@ static void needs_check_is_durable_at_once(void **state)
 	thin_device_close(td);
 }
 
+/* Whose records build on the state goes on finding it. */
+static void a_flag_is_no_other_state(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t *before = malloc(THIN_STATE_BYTES), *after = malloc(THIN_STATE_BYTES);
+
+	assert_non_null(before);
+	assert_non_null(after);
+	thin_metadata_get_state(f->tmd, before);
+	assert_int_equal(thin_metadata_set_needs_check(f->tmd), 0);
+	thin_metadata_get_state(f->tmd, after);
+	assert_memory_equal(before, after, THIN_STATE_BYTES);
+	free(before);
+	free(after);
+}
+
+static void note_state(void *ctx, const void *state)
+{
+	memcpy(ctx, state, THIN_STATE_BYTES);
+}
+
+static void the_state_that_comes_is_told_before_the_superblock_is_written(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t *told = calloc(1, THIN_STATE_BYTES), *is = malloc(THIN_STATE_BYTES);
+
+	assert_non_null(told);
+	assert_non_null(is);
+	thin_metadata_set_commit_hook(f->tmd, note_state, told);
+	assert_int_equal(thin_metadata_create_thin(f->tmd, 1), 0);
+	fault_device_add(f->meta, &(struct fault){ .ops = FAULT_OP(IO_WRITE),
+						   .length = METADATA_BLOCK_SIZE,
+						   .count = 1 });
+	assert_int_equal(thin_metadata_commit(f->tmd), -EIO);
+	thin_metadata_get_state(f->tmd, is);
+	assert_memory_not_equal(told, is, THIN_STATE_BYTES);
+	fault_device_clear(f->meta);
+	assert_int_equal(abort_alone(f->tmd), 0);
+	assert_int_equal(thin_metadata_create_thin(f->tmd, 1), 0);
+	assert_int_equal(thin_metadata_commit(f->tmd), 0);
+	thin_metadata_get_state(f->tmd, is);
+	assert_memory_equal(told, is, THIN_STATE_BYTES);
+	free(told);
+	free(is);
+}
+
 static void failed_needs_check_is_told(void **state)
 {
 	struct fixture *f = *state;
@@ -398,6 +446,8 @@ int main(void)
 		TEST(a_needs_check_that_fails_leaves_nothing_dirty),
 		TEST(block_0_is_dirty_in_commits_only),
 		TEST(a_commit_that_landed_is_known),
+		TEST(a_flag_is_no_other_state),
+		TEST(the_state_that_comes_is_told_before_the_superblock_is_written),
 		TEST(failed_needs_check_is_told),
 	};
 
