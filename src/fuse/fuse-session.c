@@ -477,7 +477,10 @@ static int adopt_mount(struct fuse_server *server, const struct fuse_server_opti
 				"the mount of an earlier daemon cannot be gone on with "
 				"(%s): umount it, and start anew",
 				strerror(-r));
-	if (!server->can_resend)
+	/* Before a worker takes anything: what we are at work on is not to come again. */
+	if (server->can_resend)
+		fuse_ask_to_resend(server->fd);
+	else
 		fuse_state_for_each_taken(server->state, fail_taken, server);
 	fuse_nodes_adopt(server);
 	pool_keep_unlinked(server->pool, false);
@@ -546,13 +549,10 @@ int fuse_server_start(const struct fuse_server_options *options, struct fuse_ser
 		end_threads(server);
 		return r;
 	}
-	if (server->is_adopted) {
-		if (server->can_resend)
-			fuse_ask_to_resend(server->fd);
+	if (server->is_adopted)
 		note_restart(server);
-	} else {
+	else
 		identify_mount(server);
-	}
 	keep_socket_path(server);
 	*ret_server = tp_take(&server);
 	return 0;
