@@ -133,6 +133,23 @@ static void so_does_what_is_written_again_where_it_was_mapped(void **unused)
 	assert_true(rig_reads_as(rig, v, 4096, BLOCK - 4096, 'a'));
 }
 
+/* Whether anybody opens it again or it is removed: its records are no reason to refuse others. */
+static void records_of_an_unlinked_volume_are_good(void **unused)
+{
+	struct volume *w = rig_create_volume(rig, "w", MIB);
+
+	(void)unused;
+	assert_int_equal(rig_delete(rig, "w"), 0);
+	assert_int_equal(rig_fill(rig, w, 2 * MIB, BLOCK, 'w'), 0);
+	assert_int_equal(rig_fill(rig, v, 0, BLOCK, 'a'), 0);
+	rig_close_volume(w);
+	die(true);
+	assert_true(rig_reads_as(rig, v, 0, BLOCK, 'a'));
+	assert_int_equal(rig_flush(rig, v), 0);
+	assert_int_equal(rig_commit(rig), 0);
+	assert_true(dying_pool_is_clean(dp));
+}
+
 static void changes_of_one_block_are_made_in_their_order(void **unused)
 {
 	(void)unused;
@@ -587,6 +604,7 @@ int main(void)
 		T(so_does_a_punch),
 		T(so_do_growth_and_what_was_written_behind_the_end),
 		T(so_does_what_is_written_again_where_it_was_mapped),
+		T(records_of_an_unlinked_volume_are_good),
 		T(changes_of_one_block_are_made_in_their_order),
 		T(it_survives_as_often_as_the_process_dies),
 		T(what_is_done_again_is_committed_at_once),
