@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <pthread.h>
+#include <unistd.h>
 
 #include "abort-alone.h"
 #include "fault-device.h"
@@ -285,12 +286,18 @@ static void a_needs_check_that_fails_leaves_nothing_dirty(void **state)
 	assert_true(info_of(f).needs_check);
 }
 
+static uint64_t writes_of(const struct fixture *f)
+{
+	return fault_device_nr_requests(f->meta, FAULT_OP(IO_WRITE));
+}
+
 /* So much is changed that a cache without room has to write what was changed before. */
 static void block_0_is_dirty_in_commits_only(void **state)
 {
 	const struct fault_log_entry *log;
 	struct fixture *f = *state;
 	struct thin_device *td;
+	uint64_t writes_before;
 	unsigned writes = 0;
 	size_t nr;
 
@@ -300,12 +307,16 @@ static void block_0_is_dirty_in_commits_only(void **state)
 	assert_int_equal(thin_metadata_commit(f->tmd), 0);
 	td = open_device(f, 1);
 	fault_device_log_start(f->meta, false);
+	writes_before = writes_of(f);
 	assert_int_equal(thin_metadata_release_snap(f->tmd), 0);
 	write_block(f->tmd, td, 1);
 	assert_int_equal(thin_metadata_create_snap(f->tmd, 2, 1), 0);
 	assert_int_equal(thin_metadata_set_transaction_id(f->tmd, 0, 8), 0);
 	for (unsigned i = 0; i < 900; i++)
 		write_block(f->tmd, td, i * 1000);
+	/* The cache's helper writes when it comes to it. */
+	for (unsigned msec = 0; msec < 60000 && writes_of(f) < writes_before + 6; msec++)
+		usleep(1000);
 	fault_device_log_stop(f->meta);
 	log = fault_device_log(f->meta, &nr);
 	for (size_t i = 0; i < nr; i++) {
