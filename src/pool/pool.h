@@ -82,8 +82,8 @@ int pool_open(const struct pool_options *options, struct pool **ret_pool,
 
 /*
  * Stop the worker, commit, close: all that was acknowledged is durable then.  No I/O or command
- * may be in flight, no volume referenced.  Returns the commit's error, or that of flushing data;
- * the pool is gone in any case.  NULL is allowed.
+ * may be in flight, no volume referenced.  Returns the commit's error, or that of flushing data,
+ * or -EIO if metadata fails meanwhile; the pool is gone in any case.  NULL is allowed.
  */
 int pool_close(struct pool *pool) TP_EXCLUDES_ALL;
 

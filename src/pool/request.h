@@ -161,8 +161,9 @@ struct worker {
 	atomic_bool sleeping; /* any thread: it has to be woken */
 	atomic_bool poked;    /* any thread: it has something to look at */
 	atomic_bool stop;
-	bool again; /* a nested wait saw a poke that was meant for the next pass */
-	int result; /* of creating the thread's objects, then of the last commit */
+	uint64_t epoch_at_stop; /* of the pool; set before stop is */
+	bool again;             /* a nested wait saw a poke that was meant for the next pass */
+	int result;             /* of creating the thread's objects, then of the last commit */
 	sem_t ready;
 
 	/* Any thread: pushed without a lock, taken all at once. */

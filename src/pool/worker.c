@@ -538,6 +538,9 @@ static void drain(struct pool *pool) TP_TAKES(throttle)
 			io_queue_run(w->q, CLOSE_PASSDOWN_USEC);
 	}
 	failure_retry(pool, true);
+	/* Perhaps in a pass that was under way: nobody else hears of it. */
+	if (!w->result && atomic_load(&pool->epoch) != w->epoch_at_stop)
+		w->result = -EIO;
 	/* Writes in place need no commit, and nobody may have asked for a flush. */
 	r = pool->options.read_only ? 0 : io_device_flush(pool->data);
 	if (r)
@@ -634,6 +637,7 @@ int worker_stop(struct pool *pool)
 	if (!w || !w->running)
 		return 0;
 	tp_lock_may_wait(LC_completion);
+	w->epoch_at_stop = atomic_load(&pool->epoch);
 	atomic_store(&w->stop, true);
 	pool_wake_worker(pool);
 	pthread_join(w->thread, NULL);

@@ -10,6 +10,7 @@
 #include <cmocka.h>
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -175,6 +176,39 @@ static void closing_commits(void **state)
 	pool_rig_reopen(rig);
 	v = rig_open_volume(rig, "vol");
 	assert_true(rig_reads_as(rig, v, 0, BLOCK, 1));
+}
+
+static void *close_pool(void *ret_r)
+{
+	*(int *)ret_r = pool_rig_close(rig);
+	return NULL;
+}
+
+/* The worker had begun it by itself: closing is the last chance to tell. */
+static void closing_tells_of_a_commit_under_way_that_fails(void **state)
+{
+	struct fault every_write = { .ops = FAULT_OP(IO_WRITE), .count = UINT64_MAX };
+	struct worker *w = rig->pool->worker;
+	pthread_t closer;
+	int r = 0;
+
+	(void)state;
+	assert_int_equal(rig_fill(rig, v, 0, BLOCK, 'a'), 0);
+	rig_close_volume(v);
+	v = NULL;
+	fault_device_delay(rig->meta, FAULT_OP(IO_WRITE));
+	fault_device_add(rig->meta, &every_write);
+	rig->options.commit_interval_usec = 0;
+	pool_configure(rig->pool, &rig->options);
+	assert_true(fault_device_wait_held(rig->meta, 1));
+	assert_int_equal(pthread_create(&closer, NULL, close_pool, &r), 0);
+	while (!atomic_load(&w->stop))
+		sched_yield();
+	fault_device_release_all(rig->meta);
+	assert_int_equal(pthread_join(closer, NULL), 0);
+	assert_int_equal(r, -EIO);
+	fault_device_clear(rig->meta);
+	pool_rig_open(rig);
 }
 
 static void closing_flushes_writes_that_need_no_commit(void **state)
@@ -767,6 +801,7 @@ int main(void)
 		T(a_durable_write_is_durable),
 		T(changes_are_committed_after_a_while),
 		T(closing_commits),
+		T_UNHURRIED(closing_tells_of_a_commit_under_way_that_fails, teardown),
 		T(closing_flushes_writes_that_need_no_commit),
 		T(a_size_that_a_write_made_is_flushed),
 		T_UNHURRIED(a_flush_waits_for_the_commit_that_has_the_size, teardown),
