@@ -61,6 +61,8 @@ enum scenario { META_ROOT = 1, THROTTLE, COMPLETION };
 #define CLOCK_STEP_USEC (2 * USEC_PER_SEC) /* more than a pass may take */
 #define ROUND_MAX_USEC (20 * USEC_PER_SEC)
 #define REST_MSEC 20u
+/* A process that aborts may sleep while the system takes it apart. */
+#define DEATH_MSEC 2000u
 #define REPORT_BYTES 8192
 
 /* What a round lets its parent see. */
@@ -355,7 +357,8 @@ static pid_t start(enum scenario which, unsigned round, bool reports, int err)
 	return pid;
 }
 
-static enum outcome await_outcome(pid_t pid)
+/* It hangs if it has met what it is about and nothing of it has run for @rest_msec. */
+static enum outcome await_outcome(pid_t pid, unsigned rest_msec)
 {
 	uint64_t deadline = time_monotonic_usec() + ROUND_MAX_USEC;
 	enum outcome outcome = BROKEN;
@@ -363,7 +366,7 @@ static enum outcome await_outcome(pid_t pid)
 
 	while (waitpid(pid, &status, WNOHANG) == 0) {
 		bool met = atomic_load(&shared->io_begun) && atomic_load(&shared->in_abort);
-		bool rests = process_rests(pid, REST_MSEC);
+		bool rests = process_rests(pid, rest_msec);
 
 		if ((met && rests) || time_monotonic_usec() > deadline) {
 			outcome = met && rests ? HUNG : BROKEN;
@@ -421,7 +424,7 @@ static void all_rounds(enum scenario which)
 	unsigned nr = env ? (unsigned)strtoul(env, NULL, 0) : NR_ROUNDS;
 
 	for (unsigned round = 0; round < nr; round++) {
-		enum outcome outcome = await_outcome(start(which, round, true, -1));
+		enum outcome outcome = await_outcome(start(which, round, true, -1), REST_MSEC);
 
 		if (outcome != outcome_due(which))
 			fail_msg("round %u %s, %s%s%s", round, outcome_names[outcome],
@@ -467,7 +470,7 @@ static void the_checker_ends_it(void **state)
 		size_t n;
 
 		assert_non_null(err);
-		outcome = await_outcome(start(which, 0, false, fileno(err)));
+		outcome = await_outcome(start(which, 0, false, fileno(err)), DEATH_MSEC);
 		rewind(err);
 		n = fread(shared->report, 1, sizeof(shared->report) - 1, err);
 		shared->report[n] = '\0';
