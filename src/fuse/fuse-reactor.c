@@ -59,8 +59,8 @@ enum { SMALL_BATCH = 8, SMALL_BATCHES_MAX = 32 };
 /* Long enough that a busy mount never pays for faulting its buffers in again. */
 #define IDLE_TRIM_USEC UINT64_C(5000000)
 
-/* A buffer that never held more than this is not worth a system call. */
-#define TRIM_WORTH (64u << 10)
+/* See ready_slot().  All requests that a kernel has in the background take 32 MiB of it. */
+#define READY_BYTES (128u << 10)
 
 /* libfuse hands its callbacks no context but the server: the rest is found by thread. */
 static _Thread_local struct fuse_worker *this_worker;
@@ -189,10 +189,10 @@ static size_t trim_slot(struct fuse_worker *w, struct fuse_slot *slot)
 }
 
 /*
- * Of free slots that have touched more than @worth give back @wanted bytes, those first that have
- * been idle for longest: they are at the end of the list.
+ * Give back @wanted bytes of free slots, those first that have been idle for longest: they are
+ * at the end of the list.
  */
-static size_t trim_free_slots(struct fuse_worker *w, size_t wanted, size_t worth) TP_TAKES(fuse)
+static size_t trim_free_slots(struct fuse_worker *w, size_t wanted) TP_TAKES(fuse)
 {
 	struct fuse_slot *slot;
 	size_t there = 0, done = 0;
@@ -204,7 +204,7 @@ static size_t trim_free_slots(struct fuse_worker *w, size_t wanted, size_t worth
 	{
 		size_t bytes = slot->touched;
 
-		if (there <= wanted && bytes > worth)
+		if (there <= wanted && bytes)
 			done += trim_slot(w, slot);
 		there -= bytes;
 	}
@@ -221,7 +221,7 @@ static void trim_as_asked(struct fuse_worker *w) TP_TAKES(fuse)
 	asked = w->trims_asked;
 	wanted = atomic_exchange(&w->trim_wanted, 0);
 	unlock_fuse(&w->lock);
-	atomic_fetch_add(&w->trimmed, trim_free_slots(w, wanted, 0));
+	atomic_fetch_add(&w->trimmed, trim_free_slots(w, wanted));
 	lock_fuse(&w->lock);
 	w->trims_done = asked;
 	pthread_cond_broadcast(&w->trim_cond);
@@ -306,6 +306,19 @@ static ssize_t read_header_apart(struct fuse_slot *slot, char *memory)
 	return n;
 }
 
+/*
+ * A process that is killed while the kernel copies a request to pages that are not there yet
+ * fails the request, which no later daemon can mend.  So pages for all but the largest are there
+ * before.  (The kernel may refuse, before 5.14: as it was then.)
+ */
+static void ready_slot(struct fuse_slot *slot)
+{
+	if (likely(slot->touched >= READY_BYTES))
+		return;
+	(void)madvise(fuse_slot_payload(slot), READY_BYTES, MADV_POPULATE_WRITE);
+	fuse_slot_touch(slot, READY_BYTES);
+}
+
 /* Returns how much data the request moves; 0: there is nothing more to read now. */
 static size_t read_request(struct fuse_worker *w)
 {
@@ -317,6 +330,7 @@ static size_t read_request(struct fuse_worker *w)
 
 	if (unlikely(!slot))
 		return 0;
+	ready_slot(slot);
 	buf = (struct fuse_buf){ .mem = (char *)slot + FUSE_REQUEST_OFFSET };
 	n = likely(server->can_resend)
 		    ? read(server->fd, buf.mem, FUSE_WRITE_HEADER + FUSE_MAX_WRITE)
@@ -484,7 +498,7 @@ static void *worker_main(void *arg)
 		if (unlikely(atomic_load_explicit(&w->trim_wanted, memory_order_relaxed)))
 			trim_as_asked(w);
 		else if (!nr && !w->nr_busy)
-			(void)trim_free_slots(w, SIZE_MAX, TRIM_WORTH);
+			(void)trim_free_slots(w, SIZE_MAX);
 	}
 
 	finish(w);
