@@ -21,9 +21,9 @@ import pytest
 from conftest import MIB, THINPOOLCTL, THINPOOLD, Bench, Daemon, run, wait_for
 from metadata_image import (BLOCK, NODE_BLOCKNR, NODE_FLAGS, NODE_KEYS, NODE_MAX, NODE_NR,
                             NODE_VALUE_SIZE, SB_BLOCKNR, SB_COMPAT_RO, SB_DATA_BLOCK_SIZE,
-                            SB_DATA_MAP, SB_DETAILS_ROOT, SB_HELD_ROOT, SB_INCOMPAT, SB_MAGIC,
-                            SB_MAPPING_ROOT, SB_METADATA_BLOCK_SIZE, SB_METADATA_MAP, SB_TIME,
-                            SB_VERSION, Image)
+                            SB_FLAGS, SB_DATA_MAP, SB_DETAILS_ROOT, SB_HELD_ROOT, SB_INCOMPAT,
+                            SB_MAGIC, SB_MAPPING_ROOT, SB_METADATA_BLOCK_SIZE,
+                            SB_METADATA_MAP, SB_TIME, SB_VERSION, Image)
 
 UNIT = 64 << 10
 VOLUME_SIZE = 24 * MIB
@@ -219,22 +219,30 @@ def with_new(old):
     return bytes(new)
 
 
-def tail(pooldir):
-    """Metadata behind the superblock."""
-    return (pooldir / 'metadata').read_bytes()[4096:]
+NEEDS_CHECK = 1
+
+
+def wrote_at_most_the_flag(before, after):
+    """Metadata is as it was, but that NEEDS_CHECK may be set (and the checksum fits)."""
+    if before == after:
+        return True
+    flags = int.from_bytes(before[SB_FLAGS:SB_BLOCKNR], 'little') | NEEDS_CHECK
+    return (after[SB_FLAGS:SB_BLOCKNR] == flags.to_bytes(4, 'little')
+            and before[SB_BLOCKNR:] == after[SB_BLOCKNR:])
 
 
 def serve_read_write(bench, pooldir, content, fate, write):
     """Read and write everything; what was acknowledged is there the next time, or EIO."""
-    before, rest = sums(pooldir), tail(pooldir)
+    before, metadata = sums(pooldir), (pooldir / 'metadata').read_bytes()
     s = Served(bench, pooldir)
     is_as_foretold(fate, 'rw', s, content)
     if s.refused or not write:
         if not s.refused:
             s.end()
         after = sums(pooldir)
-        if not s.refused:  # a read that met damage has stored NEEDS_CHECK, and nothing else
-            before['metadata'] = after['metadata'] if tail(pooldir) == rest else None
+        if not s.refused:  # a read that met damage has aborted
+            assert wrote_at_most_the_flag(metadata, (pooldir / 'metadata').read_bytes())
+            before['metadata'] = after['metadata']
         assert after == before, 'nothing was asked of it, and it wrote'
         return
     results = write_volumes(s)
