@@ -190,6 +190,17 @@ static bool must_be_durable(const struct fuse_server *server, int flags)
 	return flags & O_DSYNC && (server->cache == FUSE_CACHE_NONE || flags & O_DIRECT);
 }
 
+/*
+ * Loop and the like sync from a thread of the kernel's, which is in no process group.  A process
+ * of a PID namespace that the mount does not see has number 0 and is taken for one.
+ */
+static bool is_disk(fuse_req_t req)
+{
+	pid_t pid = fuse_req_ctx(req)->pid;
+
+	return pid == 0 || getpgid(pid) == 0;
+}
+
 void fuse_op_write(fuse_req_t req, fuse_ino_t ino, const char *buffer, size_t size, off_t offset,
 		   struct fuse_file_info *fi)
 {
@@ -211,6 +222,7 @@ void fuse_op_write(fuse_req_t req, fuse_ino_t ino, const char *buffer, size_t si
 	slot->io = (struct pool_io){
 		.op = POOL_WRITE,
 		.durable = must_be_durable(server, fi->flags),
+		.of_disk = must_be_durable(server, fi->flags) && is_disk(req),
 		.handle = fuse_state_pool_handle(server->state, fi->fh),
 		.volume = v,
 		.offset = (uint64_t)offset,
@@ -248,6 +260,7 @@ void fuse_op_fsync(fuse_req_t req, fuse_ino_t ino, int data_only, struct fuse_fi
 	}
 	slot->io = (struct pool_io){
 		.op = POOL_FLUSH,
+		.of_disk = is_disk(req),
 		.handle = fuse_state_pool_handle(slot->server->state, fi->fh),
 		.volume = v,
 		.done = plain_done,
@@ -273,6 +286,7 @@ static void allocate_range(struct fuse_slot *slot)
 		      : slot->step.mode & FALLOC_FL_ZERO_RANGE ? POOL_ZERO
 							       : POOL_ALLOCATE,
 		.durable = must_be_durable(slot->server, slot->step.flags),
+		.of_disk = is_disk(slot->req),
 		.handle = slot->step.handle,
 		.volume = v,
 		.offset = offset,

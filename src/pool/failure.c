@@ -129,10 +129,10 @@ uint32_t volume_handle(struct volume *v)
 	return handle;
 }
 
-static TP_REQUIRES(lc_pool) uint32_t *find_told(struct losses *l, uint32_t handle)
+static TP_REQUIRES(lc_pool) struct told *find_told(struct losses *l, uint32_t handle)
 {
 	for (unsigned i = 0; i < l->nr_told; i++)
-		if (l->told[i] == handle)
+		if (l->told[i].handle == handle)
 			return &l->told[i];
 	return NULL;
 }
@@ -140,7 +140,7 @@ static TP_REQUIRES(lc_pool) uint32_t *find_told(struct losses *l, uint32_t handl
 void volume_forget_handle(struct volume *v, uint32_t handle)
 {
 	struct losses *l = &v->losses;
-	uint32_t *told;
+	struct told *told;
 
 	if (likely(!atomic_load(&v->lost_writes)))
 		return;
@@ -157,7 +157,7 @@ void volume_lose_writes(struct volume *v)
 
 	lock_pool(&v->pool->lock);
 	l->nr_told = 0;
-	l->anybody_told = false;
+	l->anybody_told = l->nobody_changes = false;
 	unlock_pool(&v->pool->lock);
 	atomic_store(&v->lost_writes, true);
 }
@@ -168,36 +168,61 @@ static TP_REQUIRES(lc_pool) bool came_later(const struct losses *l, uint32_t han
 	return l->anybody_told && handle - l->first_later < next - l->first_later;
 }
 
-static TP_REQUIRES(lc_pool) bool tell(struct losses *l, uint32_t handle, uint32_t next)
+static TP_REQUIRES(lc_pool) bool tell(struct losses *l, uint32_t handle, bool of_disk,
+				      uint32_t next)
 {
-	if (came_later(l, handle, next) || find_told(l, handle))
+	struct told *told = find_told(l, handle);
+
+	if (came_later(l, handle, next))
 		return false;
+	if (told) {
+		told->of_disk |= of_disk;
+		return told->of_disk;
+	}
 	if (!l->anybody_told) {
 		l->anybody_told = true;
 		l->first_later = next;
 	}
 	if (l->nr_told == l->capacity) {
 		unsigned capacity = l->capacity ? 2 * l->capacity : 8;
-		uint32_t *more = realloc(l->told, capacity * sizeof(*more));
+		struct told *more = realloc(l->told, capacity * sizeof(*more));
 
-		if (!more)
+		if (!more) {
+			l->nobody_changes |= of_disk;
 			return true; /* and once more next time */
+		}
 		l->told = more;
 		l->capacity = capacity;
 	}
-	l->told[l->nr_told++] = handle;
+	l->told[l->nr_told++] = (struct told){ .handle = handle, .of_disk = of_disk };
 	return true;
 }
 
-int volume_take_loss(struct volume *v, uint32_t handle)
+int volume_take_loss(const struct pool_io *io)
 {
+	struct volume *v = io->volume;
 	struct pool *pool = v->pool;
 	bool told;
 
 	if (likely(!atomic_load(&v->lost_writes)))
 		return 0;
 	lock_pool(&pool->lock);
-	told = tell(&v->losses, handle, atomic_load(&pool->next_handle));
+	told = tell(&v->losses, io->handle, io->of_disk, atomic_load(&pool->next_handle));
 	unlock_pool(&pool->lock);
 	return told ? -EIO : 0;
+}
+
+int volume_check_disk(const struct pool_io *io)
+{
+	struct volume *v = io->volume;
+	const struct told *told;
+	bool may;
+
+	if (likely(!atomic_load(&v->lost_writes)))
+		return 0;
+	lock_pool(&v->pool->lock);
+	told = find_told(&v->losses, io->handle);
+	may = !v->losses.nobody_changes && !(told && told->of_disk);
+	unlock_pool(&v->pool->lock);
+	return may ? 0 : -EIO;
 }

@@ -732,6 +732,8 @@ static int check_submission(struct pool *pool, const struct pool_io *io)
 	    (pool->options.read_only ||
 	     atomic_load_explicit(&io->volume->read_only, memory_order_relaxed)))
 		return -EROFS;
+	if (changes_volume(io->op) && unlikely(volume_check_disk(io)))
+		return -EIO;
 	if (io->op != POOL_FLUSH &&
 	    (io->offset > pool->max_bytes || io->length > pool->max_bytes - io->offset))
 		return io->op == POOL_SEEK_DATA || io->op == POOL_SEEK_HOLE ? -ENXIO : -EFBIG;

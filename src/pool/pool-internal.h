@@ -91,12 +91,18 @@ struct pool {
 	atomic_bool has_catalog;
 };
 
+struct told {
+	uint32_t handle;
+	bool of_disk; /* changes nothing any more */
+};
+
 /* Writes were lost: which handles have been told of it.  LC_pool. */
 struct losses {
 	bool anybody_told;
 	uint32_t first_later; /* handles from here on were opened when somebody had been told */
-	uint32_t *told;       /* of the others */
+	struct told *told;    /* of the others */
 	unsigned nr_told, capacity;
+	bool nobody_changes; /* a disk was told, and there was no memory to note which */
 };
 
 struct volume {

@@ -145,6 +145,13 @@ void volume_close(struct volume *v);
  *   - a flush that fails because it waited for the commit that failed has told its handle;
  *   - handles of volumes that have lost nothing are told nothing.
  *
+ * Once is too little for a handle that serves as a disk (pool_io.of_disk), as a loop device's
+ * does.  Many writers share it, and only one of them would hear.  And a file system does not heed
+ * every flush: ext4's log lets go of what it has checkpointed although the flush before failed.
+ * So a disk's flushes fail as long as it is open, as those of the kernel's dm-thin do, and after
+ * the first of them its changes fail too, mapped or not: what can still mend the file system, its
+ * log, stays as it is.
+ *
  * volume_handle() gives a number to a handle that has just been opened; with pool_io.handle
  * it says who asks.  POOL_NO_HANDLE is for requests that have none: they are one handle together,
  * which is open all the time.  A number that this pool has not given out (it comes from the
@@ -186,7 +193,8 @@ enum pool_io_op {
 struct pool_io {
 	enum pool_io_op op;
 	bool durable;    /* write, punch, zero: durable before it is acknowledged (O_DSYNC) */
-	uint32_t handle; /* flush, or durable: whose; see volume_handle() */
+	bool of_disk;    /* flush, or durable: the handle serves as a disk */
+	uint32_t handle; /* flush, changes: whose; see volume_handle() */
 	struct volume *volume;
 	uint64_t offset, length; /* bytes */
 	void *buffer;            /* read, write */

@@ -331,8 +331,10 @@ uint64_t low_space_deadline(const struct pool *pool);
 bool failure_due(const struct pool *pool);
 /* Store it if it is, and it is time or @now. */
 void failure_retry(struct pool *pool, bool now) TP_TAKES(meta_root);
-/* 0, or -EIO for a handle that has to be told of lost writes and was not; see pool.h. */
-int volume_take_loss(struct volume *v, uint32_t handle) TP_TAKES(pool) TP_MUST_CHECK;
+/* 0, or -EIO for the handle of a flush that has to be told of lost writes; see pool.h. */
+int volume_take_loss(const struct pool_io *io) TP_TAKES(pool) TP_MUST_CHECK;
+/* Any thread.  0, or -EIO for a change by a disk that has been told. */
+int volume_check_disk(const struct pool_io *io) TP_TAKES(pool) TP_MUST_CHECK;
 
 /* ---- low-water.c ---- */
 

@@ -416,7 +416,7 @@ static void answer_flushes(struct pool *pool, struct request_list *list, bool co
 		struct pool_io *io = request_io(req);
 
 		STAILQ_REMOVE_HEAD(list, link);
-		if (volume_take_loss(io->volume, io->handle) || r) {
+		if (volume_take_loss(io) || r) {
 			request_fail(req, -EIO);
 		} else if (!committed) {
 			request_flush_data(pool, req, pool->worker->q);

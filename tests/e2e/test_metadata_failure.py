@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Metadata that fails under the real daemon: what becomes of the pool and of who writes to it."""
+import contextlib
 import errno
 import mmap
 import os
@@ -163,6 +164,43 @@ def test_closing_and_opening_a_file_hides_no_loss(bench):
     c.close(fd)
     fd = c.open('v')
     os.fsync(fd)
+    c.stop()
+
+
+@contextlib.contextmanager
+def opened(lo):
+    fd = os.open(lo.dev, os.O_RDWR | os.O_DIRECT)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.quick
+def test_a_disk_is_told_until_it_is_detached(bench):
+    """Many share a loop device, and each of them must hear; nor may a file system tidy up after the loss."""
+    c = Case(bench, 'v')
+    fd = c.open('v')
+    write(fd, 0, 1)
+    os.fsync(fd)
+    lo = bench.loop(c.d.vol('v'))
+    with opened(lo) as disk:
+        assert os.pwrite(disk, aligned(block_of(2)), BLOCK) == BLOCK
+        c.fail_a_commit()
+        for _ in range(3):
+            expect_errno(errno.EIO, os.fsync, disk)
+            expect_errno(errno.EIO, os.pwrite, disk, aligned(block_of(3)), 0)
+        again = aligned(bytes(BLOCK))
+        assert os.preadv(disk, [again], 0) == BLOCK and again[:] == block_of(1)
+    told_once(fd)  # a file's handle is told as ever, and its writes go on
+    write(fd, 0, 4)
+    lo.detach()
+    lo = bench.loop(c.d.vol('v'))
+    with opened(lo) as disk:
+        assert os.pwrite(disk, aligned(block_of(5)), 0) == BLOCK
+        os.fsync(disk)
+    lo.detach()
+    assert read(fd, 0) == block_of(5)
     c.stop()
 
 

@@ -507,6 +507,69 @@ static void a_durable_write_counts_as_a_flush(void **state)
 	assert_true(rig_reads_as(rig, v, 0, BLOCK, 7));
 }
 
+static int disk_flush(uint32_t handle)
+{
+	struct pool_io io = { .op = POOL_FLUSH, .volume = v, .of_disk = true, .handle = handle };
+
+	return pool_io_run(rig->pool, rig->q, &io);
+}
+
+static int change_by(enum pool_io_op op, uint32_t handle)
+{
+	void *buffer = io_buffer_alloc(BLOCK);
+	struct pool_io io = {
+		.op = op, .volume = v, .handle = handle, .length = BLOCK, .buffer = buffer
+	};
+	int r;
+
+	memset(buffer, 9, BLOCK);
+	r = pool_io_run(rig->pool, rig->q, &io);
+	free(buffer);
+	return r;
+}
+
+static void a_disk_is_told_until_it_is_closed_and_changes_nothing_any_more(void **state)
+{
+	uint32_t disk = volume_handle(v), file = volume_handle(v), later;
+
+	(void)state;
+	assert_int_equal(rig_fill(rig, v, BLOCK, BLOCK, 2), 0);
+	fail_a_commit(WRITES, 0);
+	/* Somebody who shares the disk may have ordered this before anybody is told. */
+	assert_int_equal(change_by(POOL_WRITE, disk), 0);
+	for (unsigned i = 0; i < 3; i++)
+		assert_int_equal(disk_flush(disk), -EIO);
+	for (enum pool_io_op op = POOL_WRITE; op <= POOL_ALLOCATE; op++)
+		assert_true(op == POOL_FLUSH || change_by(op, disk) == -EIO);
+	assert_int_equal(change_by(POOL_READ, disk), 0);
+	assert_int_equal(disk_flush(disk), -EIO);
+	/* Others are what they are. */
+	assert_int_equal(flush_by(v, file), -EIO);
+	assert_int_equal(flush_by(v, file), 0);
+	assert_int_equal(change_by(POOL_WRITE, file), 0);
+	/* Set up again it is a disk that has the committed content. */
+	volume_forget_handle(v, disk);
+	later = volume_handle(v);
+	assert_int_equal(disk_flush(later), 0);
+	assert_int_equal(change_by(POOL_WRITE, later), 0);
+	assert_int_equal(disk_flush(later), 0);
+}
+
+/* One handle, first used as a file and then set up as a disk. */
+static void a_file_that_becomes_a_disk_is_told_as_one(void **state)
+{
+	uint32_t a = volume_handle(v);
+
+	(void)state;
+	assert_int_equal(rig_fill(rig, v, BLOCK, BLOCK, 2), 0);
+	fail_a_commit(WRITES, 0);
+	assert_int_equal(flush_by(v, a), -EIO);
+	assert_int_equal(flush_by(v, a), 0);
+	assert_int_equal(disk_flush(a), -EIO);
+	assert_int_equal(disk_flush(a), -EIO);
+	assert_int_equal(change_by(POOL_WRITE, a), -EIO);
+}
+
 static void a_size_that_was_lost_is_told(void **state)
 {
 	uint32_t a = volume_handle(v);
@@ -733,6 +796,8 @@ int main(void)
 		T(many_handles_are_told_once),
 		T(who_waited_for_the_commit_has_been_told),
 		T(a_durable_write_counts_as_a_flush),
+		T(a_disk_is_told_until_it_is_closed_and_changes_nothing_any_more),
+		T(a_file_that_becomes_a_disk_is_told_as_one),
 		T(a_size_that_was_lost_is_told),
 		T(a_flush_during_the_commit_of_a_size_waits_for_it),
 		T(a_commit_that_landed_has_lost_nothing),
