@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Metadata that fails under the real daemon: what becomes of the pool and of who writes to it."""
 import contextlib
+import ctypes
 import errno
 import mmap
 import os
@@ -202,6 +203,45 @@ def test_a_disk_is_told_until_it_is_detached(bench):
     lo.detach()
     assert read(fd, 0) == block_of(5)
     c.stop()
+
+
+def write_back(fd):
+    """What the kernel holds of the file goes to the disk; nothing makes it durable."""
+    wait_before_write_after = 1 | 2 | 4
+    libc = ctypes.CDLL(None, use_errno=True)
+    offset = ctypes.c_int64(0)
+    assert libc.sync_file_range(fd, offset, offset, wait_before_write_after) == 0
+
+
+def test_no_file_is_synced_that_was_lost_with_the_disk_below(bench):
+    """The first to sync hears of the loss; the second has lost his file, and must not be told that it is safe."""
+    c = Case(bench)
+    bench.ctl('create', c.d.vol('disk'), '--size', '64M')
+    lo = bench.loop(c.d.vol('disk'))
+    run('mkfs.ext4', '-q', '-E', 'nodiscard,lazy_itable_init=0', lo.dev)
+    root = bench.mount(lo.dev, 'root')
+    with open(root / 'first', 'wb') as first, open(root / 'second', 'wb', buffering=0) as second:
+        first.write(b'1')
+        first.flush()
+        run('sync', '-f', root)
+        second.write(block_of(2) * 16)
+        write_back(second.fileno())
+        c.fail_a_commit()
+        expect_errno(errno.EIO, os.fsync, first.fileno())
+        expect_errno(errno.EIO, os.fsync, second.fileno())
+    bench.umount(root)
+    lo.detach()
+    c.stop()
+    bench.ctl('check', '--clear-needs-check', c.pooldir)
+
+    c.serve_again()
+    lo = bench.loop(c.d.vol('disk'))
+    root = bench.mount(lo.dev, 'root')
+    assert (root / 'first').read_bytes() == b'1'
+    bench.umount(root)
+    run('e2fsck', '-fn', lo.dev)
+    lo.detach()
+    c.end()
 
 
 def aligned(content):
