@@ -42,9 +42,11 @@
 
 /*
  * A daemon that was killed holds its devices until the last write it had begun has ended: that is
- * what makes it safe to begin after it.
+ * what makes it safe to begin after it.  Who goes on with its mount knows that it died; who does
+ * not may meet one that lives, which its user wants to be told.
  */
-#define DEVICES_PATIENCE_USEC (60 * USEC_PER_SEC)
+#define SUCCESSOR_PATIENCE_USEC (60 * USEC_PER_SEC)
+#define DEVICES_PATIENCE_USEC (10 * USEC_PER_SEC)
 #define DEVICES_RETRY_USEC 5000
 
 struct daemon {
@@ -214,14 +216,21 @@ static void make_redo_area(struct daemon *d)
 static int open_devices_of(struct daemon *d, const struct pool_options *options,
 			   struct tp_error *error)
 {
-	uint64_t deadline = time_monotonic_usec() + DEVICES_PATIENCE_USEC;
+	uint64_t patience =
+		legacy_is_whole(&d->legacy) ? SUCCESSOR_PATIENCE_USEC : DEVICES_PATIENCE_USEC;
+	uint64_t deadline = time_monotonic_usec() + patience;
+	bool is_told = false;
 	int r;
 
 	for (;;) {
 		error->text[0] = '\0';
 		r = pool_open(options, &d->pool, error);
-		if (r != -EBUSY || !legacy_is_whole(&d->legacy) || time_monotonic_usec() > deadline)
+		if (r != -EBUSY || time_monotonic_usec() > deadline)
 			return r;
+		if (!is_told)
+			log_info("%s; waiting for up to %u s", error->text,
+				 (unsigned)(patience / USEC_PER_SEC));
+		is_told = true;
 		usleep(DEVICES_RETRY_USEC);
 	}
 }

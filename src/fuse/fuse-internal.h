@@ -84,7 +84,8 @@ struct fuse_slot {
 	struct fuse_worker *worker;
 	struct fuse_server *server;
 	SLIST_ENTRY(fuse_slot) link;
-	size_t touched; /* bytes of payload pages that may be backed by memory */
+	size_t touched;     /* bytes of payload pages that may be backed by memory */
+	size_t ready_bytes; /* ... that are, whatever requests do */
 
 	fuse_req_t req;
 	struct volume *reference; /* put at the end; NULL: an open handle holds the volume */
@@ -142,6 +143,7 @@ struct fuse_worker {
 	unsigned nr_made;          /* slots [0, nr_made) of memory exist */
 	unsigned nr_busy;          /* taken and not known to be back */
 	char *memory;
+	char *overflow;         /* pages lent to a slot that a large request is read to */
 	unsigned small_batches; /* in a row, see consider_rest() */
 	atomic_bool resting;    /* does not watch until called */
 	atomic_bool is_starved; /* does not watch until a slot comes back */
@@ -210,6 +212,14 @@ struct fuse_notice {
 };
 STAILQ_HEAD(fuse_notice_list, fuse_notice);
 
+/* Pages that the shrinker wants to be dropped; one such wish at a time. */
+struct fuse_drop {
+	enum { FUSE_DROP_NONE, FUSE_DROP_WANTED, FUSE_DROP_UNDER_WAY, FUSE_DROP_DONE } state;
+	thin_id_t id;
+	uint64_t offset, length;
+	bool is_known; /* DONE: the kernel knows the volume */
+};
+
 /* ---- the server ---- */
 
 struct fuse_server {
@@ -250,7 +260,8 @@ struct fuse_server {
 
 	pthread_t notifier;
 	bool notifier_started;
-	pthread_cond_t notify_cond;
+	pthread_cond_t notify_cond, drop_cond;
+	struct fuse_drop drop TP_GUARDED_BY(lc_fuse);
 	struct fuse_notice_list notices TP_GUARDED_BY(lc_fuse);
 	unsigned nr_notices TP_GUARDED_BY(lc_fuse);
 	bool forget_all TP_GUARDED_BY(lc_fuse); /* notices were lost */

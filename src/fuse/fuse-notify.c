@@ -5,7 +5,8 @@
  * Names, sizes and contents change behind the kernel's back: a control command deletes or resizes
  * a volume, a failed commit rolls content back.  A notice makes the kernel take the lock of the
  * inode or directory concerned, and a request that holds that lock may be waiting for a worker:
- * so notices are sent by a thread of their own, which nobody waits for.
+ * so notices are sent by a thread of their own, which nobody waits for; but the shrinker of pages
+ * does, which has no lock that a request may need.
  *
  * When the daemon is killed, a notice may go on waiting, for an answer that only the next daemon
  * can give, and with it this process; but the next daemon must wait until the devices of this one
@@ -39,17 +40,15 @@ struct entry_notice {
 
 /* ------------------------------------------------------------------ sending */
 
-/* ENOENT, the usual answer: the kernel does not know it.  Others: the mount has gone. */
-static void send_bytes(const struct fuse_server *server, struct iovec *iov, int count, int code)
+/* False: ENOENT, the usual answer: the kernel does not know it.  Others: the mount has gone. */
+static bool send_bytes(const struct fuse_server *server, struct iovec *iov, int count, int code)
 {
 	struct fuse_out_header out = { .len = sizeof(out), .error = code };
-	ssize_t n;
 
 	for (int i = 1; i < count; i++)
 		out.len += (uint32_t)iov[i].iov_len;
 	iov[0] = (struct iovec){ .iov_base = &out, .iov_len = sizeof(out) };
-	n = writev(server->fd, iov, count);
-	(void)n;
+	return writev(server->fd, iov, count) >= 0;
 }
 
 static void forget_name(struct fuse_server *server, const char *name)
@@ -63,16 +62,26 @@ static void forget_name(struct fuse_server *server, const char *name)
 	};
 
 	if (notice.length)
-		send_bytes(server, iov, 3, FUSE_NOTIFY_INVAL_ENTRY);
+		(void)send_bytes(server, iov, 3, FUSE_NOTIFY_INVAL_ENTRY);
 }
 
-/* Attributes and every cached page; dirty ones are written back first. */
-static void forget_content(struct fuse_server *server, thin_id_t id)
+/*
+ * Attributes and cached pages, dirty ones being written back first; length 0: all that follow.
+ * Returns false if the kernel does not know the volume.
+ */
+static bool forget_range(struct fuse_server *server, thin_id_t id, uint64_t offset, uint64_t length)
 {
-	struct fuse_notify_inval_inode_out notice = { .ino = thin_id_ino(id) };
+	struct fuse_notify_inval_inode_out notice = { .ino = thin_id_ino(id),
+						      .off = (int64_t)offset,
+						      .len = (int64_t)length };
 	struct iovec iov[2] = { [1] = { .iov_base = &notice, .iov_len = sizeof(notice) } };
 
-	send_bytes(server, iov, 2, FUSE_NOTIFY_INVAL_INODE);
+	return send_bytes(server, iov, 2, FUSE_NOTIFY_INVAL_INODE);
+}
+
+static void forget_content(struct fuse_server *server, thin_id_t id)
+{
+	(void)forget_range(server, id, 0, 0);
 }
 
 static void forget_all_contents(struct fuse_server *server) TP_TAKES(catalog)
@@ -99,11 +108,24 @@ static void send_notice(struct fuse_server *server, const struct fuse_notice *n)
 	}
 }
 
+/* The thread of the notices does it: it alone may be stuck in the kernel when the daemon dies. */
 bool fuse_notify_drop(struct fuse_server *server, thin_id_t id, uint64_t offset, uint64_t length)
 {
+	struct fuse_drop *drop = &server->drop;
+	bool is_known;
+
 	tp_lock_may_wait(LC_completion);
-	return fuse_lowlevel_notify_inval_inode(server->session, thin_id_ino(id), (off_t)offset,
-						(off_t)length) == 0;
+	lock_fuse(&server->lock);
+	*drop = (struct fuse_drop){
+		.state = FUSE_DROP_WANTED, .id = id, .offset = offset, .length = length
+	};
+	pthread_cond_signal(&server->notify_cond);
+	while (drop->state != FUSE_DROP_DONE && !server->notifier_stop)
+		tp_lock_wait(&server->lock, &server->drop_cond);
+	is_known = drop->state == FUSE_DROP_DONE && drop->is_known;
+	drop->state = FUSE_DROP_NONE;
+	unlock_fuse(&server->lock);
+	return is_known;
 }
 
 /* ---------------------------------------------------------------- the queue */
@@ -139,6 +161,21 @@ void fuse_server_event(struct fuse_server *server, const struct pool_event *even
 	free(n);
 }
 
+/* The lock is taken and released in between. */
+static TP_REQUIRES(lc_fuse) void drop_locked(struct fuse_server *server)
+{
+	struct fuse_drop drop = server->drop;
+	bool is_known;
+
+	server->drop.state = FUSE_DROP_UNDER_WAY;
+	unlock_fuse(&server->lock);
+	is_known = forget_range(server, drop.id, drop.offset, drop.length);
+	lock_fuse(&server->lock);
+	server->drop.is_known = is_known;
+	server->drop.state = FUSE_DROP_DONE;
+	pthread_cond_signal(&server->drop_cond);
+}
+
 /* Sends one thing, without the lock.  Returns false when it is time to end. */
 static bool serve_one(struct fuse_server *server)
 {
@@ -146,8 +183,12 @@ static bool serve_one(struct fuse_server *server)
 	bool all, stop;
 
 	lock_fuse(&server->lock);
-	while (STAILQ_EMPTY(&server->notices) && !server->forget_all && !server->notifier_stop)
-		tp_lock_wait(&server->lock, &server->notify_cond);
+	while (STAILQ_EMPTY(&server->notices) && !server->forget_all && !server->notifier_stop) {
+		if (server->drop.state == FUSE_DROP_WANTED)
+			drop_locked(server);
+		else
+			tp_lock_wait(&server->lock, &server->notify_cond);
+	}
 	stop = server->notifier_stop;
 	n = STAILQ_FIRST(&server->notices);
 	if (n) {
@@ -202,6 +243,7 @@ void fuse_notifier_stop(struct fuse_server *server)
 	lock_fuse(&server->lock);
 	server->notifier_stop = true;
 	pthread_cond_signal(&server->notify_cond);
+	pthread_cond_signal(&server->drop_cond);
 	unlock_fuse(&server->lock);
 	if (!server->notifier_started)
 		return;

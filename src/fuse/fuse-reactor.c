@@ -38,6 +38,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "io/device.h"
+
 #define LOG_MODULE "fuse"
 #include "util/log.h"
 
@@ -61,6 +63,7 @@ enum { SMALL_BATCH = 8, SMALL_BATCHES_MAX = 32 };
 
 /* See ready_slot().  All requests that a kernel has in the background take 32 MiB of it. */
 #define READY_BYTES (128u << 10)
+#define OVERFLOW_BYTES (FUSE_MAX_WRITE - READY_BYTES)
 
 /* libfuse hands its callbacks no context but the server: the rest is found by thread. */
 static _Thread_local struct fuse_worker *this_worker;
@@ -183,7 +186,7 @@ static size_t trim_slot(struct fuse_worker *w, struct fuse_slot *slot)
 
 	if (madvise(fuse_slot_payload(slot), FUSE_SLOT_BYTES - FUSE_PAGE, MADV_DONTNEED_LOCKED))
 		return 0;
-	slot->touched = 0;
+	slot->touched = slot->ready_bytes = 0;
 	atomic_fetch_sub_explicit(&w->touched, bytes, memory_order_relaxed);
 	return bytes;
 }
@@ -287,36 +290,61 @@ static size_t payload_of(const struct fuse_buf *buf)
 }
 
 /*
+ * A process that is killed while the kernel copies a request to pages that are not there yet
+ * fails the request, which no later daemon can mend.  So pages for all but the largest are there
+ * before, and those that this buffer lacks are lent by the worker.
+ */
+static void ready_slot(struct fuse_slot *slot)
+{
+	char *payload = fuse_slot_payload(slot);
+
+	if (likely(slot->ready_bytes >= READY_BYTES))
+		return;
+	/* Before 5.14 one by one. */
+	if (madvise(payload, READY_BYTES, MADV_POPULATE_WRITE))
+		for (size_t i = 0; i < READY_BYTES; i += FUSE_PAGE)
+			payload[i] = 0;
+	fuse_slot_touch(slot, READY_BYTES);
+	slot->ready_bytes = READY_BYTES;
+}
+
+/* What came to the lent pages takes its place; next time this buffer has pages of its own. */
+static void take_overflow(struct fuse_worker *w, struct fuse_slot *slot, size_t bytes)
+{
+	size_t own = FUSE_WRITE_HEADER + READY_BYTES;
+
+	if (bytes <= own || slot->ready_bytes == FUSE_MAX_WRITE)
+		return;
+	memcpy(fuse_slot_payload(slot) + READY_BYTES, w->overflow, bytes - own);
+	memset(fuse_slot_payload(slot) + bytes - FUSE_WRITE_HEADER, 0,
+	       FUSE_WRITE_HEADER + FUSE_MAX_WRITE - bytes);
+	fuse_slot_touch(slot, FUSE_MAX_WRITE);
+	slot->ready_bytes = FUSE_MAX_WRITE;
+}
+
+/*
  * Where the kernel does not send a dead daemon's requests to the next one, that one has to fail
  * them at least: their headers are read straight into what outlives us, so that none that was taken
  * is missing there, whenever we end.
  */
-static ssize_t read_header_apart(struct fuse_slot *slot, char *memory)
+static ssize_t read_into(struct fuse_worker *w, struct fuse_slot *slot, char *memory)
 {
-	struct fuse_in_header *in = taken_header(slot);
-	struct iovec iov[2] = {
+	bool apart = !slot->server->can_resend, is_whole = slot->ready_bytes == FUSE_MAX_WRITE;
+	struct fuse_in_header *in = apart ? taken_header(slot) : (void *)memory;
+	size_t own = FUSE_WRITE_HEADER + (is_whole ? FUSE_MAX_WRITE : READY_BYTES);
+	struct iovec iov[3] = {
 		{ .iov_base = in, .iov_len = sizeof(*in) },
-		{ .iov_base = memory + sizeof(*in),
-		  .iov_len = FUSE_WRITE_HEADER + FUSE_MAX_WRITE - sizeof(*in) },
+		{ .iov_base = memory + sizeof(*in), .iov_len = own - sizeof(*in) },
+		{ .iov_base = w->overflow, .iov_len = is_whole ? 0 : OVERFLOW_BYTES },
 	};
-	ssize_t n = readv(slot->server->fd, iov, 2);
+	ssize_t n = readv(slot->server->fd, iov, is_whole ? 2 : 3);
 
-	if (n > 0)
+	if (n <= 0)
+		return n;
+	if (apart)
 		memcpy(memory, in, sizeof(*in));
+	take_overflow(w, slot, (size_t)n);
 	return n;
-}
-
-/*
- * A process that is killed while the kernel copies a request to pages that are not there yet
- * fails the request, which no later daemon can mend.  So pages for all but the largest are there
- * before.  (The kernel may refuse, before 5.14: as it was then.)
- */
-static void ready_slot(struct fuse_slot *slot)
-{
-	if (likely(slot->touched >= READY_BYTES))
-		return;
-	(void)madvise(fuse_slot_payload(slot), READY_BYTES, MADV_POPULATE_WRITE);
-	fuse_slot_touch(slot, READY_BYTES);
 }
 
 /* Returns how much data the request moves; 0: there is nothing more to read now. */
@@ -332,9 +360,7 @@ static size_t read_request(struct fuse_worker *w)
 		return 0;
 	ready_slot(slot);
 	buf = (struct fuse_buf){ .mem = (char *)slot + FUSE_REQUEST_OFFSET };
-	n = likely(server->can_resend)
-		    ? read(server->fd, buf.mem, FUSE_WRITE_HEADER + FUSE_MAX_WRITE)
-		    : read_header_apart(slot, buf.mem);
+	n = read_into(w, slot, buf.mem);
 	if (n <= 0) {
 		put_slot(w, slot);
 		if (n < 0 && (errno == EINTR || errno == ENOENT))
@@ -528,6 +554,10 @@ static int worker_init(struct fuse_worker *w, struct fuse_server *server, unsign
 	}
 	/* A huge page would back a dozen small requests with two megabytes. */
 	(void)madvise(w->memory, bytes, MADV_NOHUGEPAGE);
+	w->overflow = io_buffer_alloc(OVERFLOW_BYTES);
+	if (!w->overflow)
+		return -ENOMEM;
+	memset(w->overflow, 0, OVERFLOW_BYTES);
 	return 0;
 }
 
@@ -607,6 +637,7 @@ void fuse_workers_destroy(struct fuse_server *server)
 
 		if (w->memory)
 			munmap(w->memory, bytes);
+		free(w->overflow);
 		pthread_cond_destroy(&w->trim_cond);
 		tp_lock_destroy(&w->lock);
 	}

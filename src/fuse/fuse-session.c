@@ -266,6 +266,7 @@ static struct fuse_server *server_alloc(void)
 	server->fd = server->end_fd = -1;
 	tp_lock_init(&server->lock, LC_fuse, LOCK_KIND_MUTEX);
 	tp_cond_init(&server->notify_cond);
+	tp_cond_init(&server->drop_cond);
 	STAILQ_INIT(&server->notices);
 	server->end_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	return server;
@@ -294,6 +295,7 @@ static void server_free(struct fuse_server *server)
 		close(server->end_fd);
 	free(server->socket_path);
 	pthread_cond_destroy(&server->notify_cond);
+	pthread_cond_destroy(&server->drop_cond);
 	tp_lock_destroy(&server->lock);
 	free(server);
 }

@@ -208,7 +208,7 @@ static int open_held(bool is_block, const char *path, unsigned flags, int *ret_f
 		int r = is_block ? try_open_block(path, flags, ret_fd)
 				 : try_open_regular(path, flags, ret_fd);
 
-		if (r != -EBUSY || waited >= HELD_WAIT_MSEC)
+		if (r != -EBUSY || flags & IO_OPEN_NO_WAIT || waited >= HELD_WAIT_MSEC)
 			return r;
 		(void)nanosleep(&pause, NULL); /* shorter is as good */
 	}

@@ -50,6 +50,7 @@ enum io_open_flags {
 	IO_OPEN_READ_ONLY = 1 << 0, /* takes a shared lock instead of an exclusive one */
 	IO_OPEN_BUFFERED = 1 << 1,  /* do not try O_DIRECT */
 	IO_OPEN_CREATE = 1 << 2,    /* a missing file is created, mode 0600 */
+	IO_OPEN_NO_WAIT = 1 << 3,   /* -EBUSY at once, not after two seconds */
 };
 
 /*

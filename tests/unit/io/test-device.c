@@ -47,15 +47,15 @@ static void a_writer_excludes_all_and_readers_share(void **state)
 	struct fixture *f = *state;
 	struct io_device *dev = fixture_file(f, 64 * KIB, 0), *a, *b;
 
-	assert_int_equal(io_device_open(f->path, 0, &a), -EBUSY);
-	assert_int_equal(io_device_open(f->path, IO_OPEN_READ_ONLY, &a), -EBUSY);
+	assert_int_equal(io_device_open(f->path, IO_OPEN_NO_WAIT, &a), -EBUSY);
+	assert_int_equal(io_device_open(f->path, IO_OPEN_READ_ONLY | IO_OPEN_NO_WAIT, &a), -EBUSY);
 	io_device_close(dev);
 
 	assert_int_equal(io_device_open(f->path, IO_OPEN_READ_ONLY, &a), 0);
 	assert_int_equal(io_device_open(f->path, IO_OPEN_READ_ONLY, &b), 0);
-	assert_int_equal(io_device_open(f->path, 0, &dev), -EBUSY);
+	assert_int_equal(io_device_open(f->path, IO_OPEN_NO_WAIT, &dev), -EBUSY);
 	io_device_close(a);
-	assert_int_equal(io_device_open(f->path, 0, &dev), -EBUSY);
+	assert_int_equal(io_device_open(f->path, IO_OPEN_NO_WAIT, &dev), -EBUSY);
 	io_device_close(b);
 	assert_int_equal(io_device_open(f->path, 0, &dev), 0);
 	io_device_close(dev);
@@ -417,8 +417,8 @@ static void a_block_device_is_held_exclusively(void **state)
 	assert_int_equal(io_device_open(path, 0, &dev), 0);
 	assert_true(dev->is_block_device);
 	assert_int_equal(io_device_size(dev), 8 * MIB);
-	assert_int_equal(io_device_open(path, 0, &other), -EBUSY);
-	assert_int_equal(io_device_open(path, IO_OPEN_READ_ONLY, &other), -EBUSY);
+	assert_int_equal(io_device_open(path, IO_OPEN_NO_WAIT, &other), -EBUSY);
+	assert_int_equal(io_device_open(path, IO_OPEN_READ_ONLY | IO_OPEN_NO_WAIT, &other), -EBUSY);
 
 	b = io_buffer_alloc(4 * KIB);
 	assert_false(io_device_known_zero(dev, 0, 4 * KIB));
