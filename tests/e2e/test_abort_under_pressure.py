@@ -239,6 +239,8 @@ def one_failure(bench, pooldir, group, number, seed):
         synced = nr_synced(bench)
         life.start_load()
         wait_for('a file to be synced', lambda: nr_synced(bench) > synced)
+        for reader in ('read', 'files'):
+            wait_for(f'{reader} to read', lambda name=reader: life.progress(name))
         with Repeat(drop_caches, 0.2) as drops, \
                 Repeat(lambda: bench.ctl('reclaim', life.d.mnt), 0.05) as reclaims:
             time.sleep(rng.uniform(0.3, 2.5))  # not to await something, but to meet any moment
