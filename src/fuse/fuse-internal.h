@@ -121,6 +121,15 @@ static inline uint64_t fuse_slot_unique(const struct fuse_slot *slot)
 	return in->unique;
 }
 
+/* Bytes of the request in it from @at, which libfuse has found in there, to the end. */
+static inline size_t fuse_slot_left(const struct fuse_slot *slot, const char *at)
+{
+	const char *request = (const char *)slot + FUSE_REQUEST_OFFSET;
+	const struct fuse_in_header *in = (const void *)request;
+
+	return at < request + in->len ? (size_t)(request + in->len - at) : 0;
+}
+
 SLIST_HEAD(fuse_slot_list, fuse_slot);
 
 /* More than the kernel has in the background; foreground requests are one a waiting thread. */

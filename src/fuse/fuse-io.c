@@ -215,8 +215,8 @@ void fuse_op_write(fuse_req_t req, fuse_ino_t ino, const char *buffer, size_t si
 	}
 	slot = fuse_slot_take(req);
 	r = fuse_volume_of(slot, fuse_handle_id(fi->fh), &v);
-	if (unlikely(r)) {
-		fuse_slot_end_with(slot, r);
+	if (unlikely(r || size > fuse_slot_left(slot, buffer))) {
+		fuse_slot_end_with(slot, r ? r : -EIO);
 		return;
 	}
 	slot->io = (struct pool_io){

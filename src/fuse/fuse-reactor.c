@@ -347,6 +347,19 @@ static ssize_t read_into(struct fuse_worker *w, struct fuse_slot *slot, char *me
 	return n;
 }
 
+/*
+ * The length that the header tells is that of what was read, for whoever goes by it.  A name
+ * ends where the request does: after it come the rests of an earlier one.
+ */
+static void bound_request(struct fuse_buf *buf)
+{
+	struct fuse_in_header *in = buf->mem;
+
+	in->len = (uint32_t)buf->size;
+	if (in->opcode != FUSE_WRITE)
+		((char *)buf->mem)[buf->size] = '\0';
+}
+
 /* Returns how much data the request moves; 0: there is nothing more to read now. */
 static size_t read_request(struct fuse_worker *w)
 {
@@ -374,6 +387,7 @@ static size_t read_request(struct fuse_worker *w)
 	}
 
 	buf.size = (size_t)n;
+	bound_request(&buf);
 	payload = payload_of(&buf);
 	if (buf.size > FUSE_WRITE_HEADER)
 		fuse_slot_touch(slot, buf.size);
