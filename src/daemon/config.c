@@ -101,8 +101,9 @@ static void print_mark_value(const struct config_key *key, const void *field, FI
 /* Decimal seconds, down to a millisecond: "1", "0.5". */
 static int parse_seconds_value(const struct config_key *key, const char *text, void *field)
 {
-	char *end;
+	uint64_t msec;
 	double seconds;
+	char *end;
 
 	if (*text < '0' || *text > '9' || strspn(text, "0123456789.") != strlen(text))
 		return -EINVAL;
@@ -110,14 +111,26 @@ static int parse_seconds_value(const struct config_key *key, const char *text, v
 	if (*end || seconds * USEC_PER_SEC < (double)key->min ||
 	    seconds * USEC_PER_SEC > (double)key->max)
 		return -EINVAL;
-	*(uint64_t *)field = (uint64_t)(seconds * 1000 + 0.5) * USEC_PER_MSEC;
+	msec = (uint64_t)(seconds * 1000 + 0.5);
+	if (!msec && seconds > 0)
+		return -EINVAL; /* 0 means something else */
+	*(uint64_t *)field = msec * USEC_PER_MSEC;
 	return 0;
 }
 
 static void print_seconds_value(const struct config_key *key, const void *field, FILE *out)
 {
+	uint64_t msec = *(const uint64_t *)field / USEC_PER_MSEC;
+	char text[32];
+	size_t n = (size_t)snprintf(text, sizeof(text), "%" PRIu64 ".%03u", msec / 1000,
+				    (unsigned)(msec % 1000));
+
 	(void)key;
-	fprintf(out, "%g", (double)*(const uint64_t *)field / USEC_PER_SEC);
+	while (text[n - 1] == '0')
+		text[--n] = '\0';
+	if (text[n - 1] == '.')
+		text[--n] = '\0';
+	fputs(text, out);
 }
 
 static int parse_count_value(const struct config_key *key, const char *text, void *field)

@@ -175,6 +175,7 @@ static void mistakes_are_told_with_their_line(void **state)
 		{ "[pool\nno_such = 1\n", "1", "lacks" },
 		{ "[pool]\njust words\nno_such = 1\n", "2", "key = value" },
 		{ "[pool]\ncommit_interval = 1s\n", "2", "1s" },
+		{ "[pool]\nno_space_timeout = 0.0001\n", "2", "0.0001" },
 		{ "[pool]\ncommit_interval = nan\n", "2", "nan" },
 		{ "[pool]\ndiscard = Passdown\n", "2", "passdown, no_passdown or ignore" },
 		{ "[fuse]\nworkers = 0\n", "2", "from 1 to 64" },
