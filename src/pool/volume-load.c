@@ -156,6 +156,16 @@ static void make_name(struct pool *pool, struct volume *v)
 	unlock_catalog(&pool->catalog_lock);
 }
 
+/*
+ * The record has another volume's name: it is to have this one from the next commit on.  Left as it
+ * is it would give the volume that name when the other is gone, or take it away from a third.
+ */
+static void keep_name(struct pool *pool, struct volume *v)
+{
+	atomic_store(&v->size_dirty, true);
+	atomic_store(&pool->sizes_dirty, true);
+}
+
 /* All that is mapped, to the end of its last block. */
 static int size_from_mappings(struct pool *pool, struct volume *v)
 {
@@ -193,6 +203,8 @@ static int complete(struct pool *pool) TP_TAKES(catalog)
 		next = TAILQ_NEXT(v, entry.all_link);
 		if (v->entry.state == VOLUME_LIVE && has_placeholder(v)) {
 			make_name(pool, v);
+			if (v->entry.has_record)
+				keep_name(pool, v);
 			if (pool->catalog)
 				log_warn("volume %u has no usable record, it is called \"%s\"",
 					 v->id, v->entry.now.name);

@@ -395,6 +395,20 @@ static void two_records_with_one_name_are_both_served(void **state)
 	assert_int_equal(info_of(rig, "b").size_bytes, 2);
 }
 
+static void a_name_that_a_second_record_has_does_not_come_back(void **state)
+{
+	(void)state;
+	assert_int_equal(create(rig, "a", 1), 0);
+	assert_int_equal(create(rig, "b", 2), 0);
+	assert_int_equal(pool_rig_close(rig), 0);
+	change_record("b", call_it_a);
+	pool_rig_open(rig);
+	assert_int_equal(delete_volume(rig, 0, "a"), 0);
+	pool_rig_reopen(rig);
+	assert_false(exists(rig, "a"));
+	assert_int_equal(info_of(rig, "thin-2").size_bytes, 2);
+}
+
 /* ---- records without devices are told of when they are found ---- */
 
 static unsigned nr_dropped;
@@ -675,6 +689,7 @@ int main(void)
 						setup, teardown_damaged),
 		TEST(a_size_without_room_for_its_first_record_costs_nothing_else),
 		TEST(two_records_with_one_name_are_both_served),
+		TEST(a_name_that_a_second_record_has_does_not_come_back),
 		TEST(a_record_without_a_device_is_erased),
 		TEST(a_deleted_volume_leaves_no_record),
 		TEST(a_volume_with_a_damaged_record_is_read_only),
