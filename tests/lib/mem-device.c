@@ -20,6 +20,7 @@ struct mem_device {
 	char *data;
 	uint8_t *written; /* one a page */
 	uint64_t nr_pages;
+	uint64_t limit; /* bytes */
 };
 
 static struct mem_device *mem_device(struct io_device *dev)
@@ -123,6 +124,8 @@ static int mem_resize(struct io_device *dev, uint64_t bytes)
 	struct mem_device *m = mem_device(dev);
 	uint64_t nr_pages = DIV_ROUND_UP(bytes, PAGE);
 
+	if (bytes > m->limit)
+		return -ENOSPC;
 	lock_io(&m->lock);
 	m->data = mremap(m->data, MAX(io_device_size(dev), 1), MAX(bytes, 1), MREMAP_MAYMOVE);
 	m->written = mremap(m->written, MAX(m->nr_pages, 1), MAX(nr_pages, 1), MREMAP_MAYMOVE);
@@ -174,6 +177,7 @@ struct io_device *mem_device_create(uint64_t bytes)
 	};
 	tp_lock_init(&m->lock, LC_io, LOCK_KIND_MUTEX);
 	m->nr_pages = DIV_ROUND_UP(bytes, PAGE);
+	m->limit = UINT64_MAX;
 	m->data = map(bytes);
 	m->written = map(m->nr_pages);
 	return &m->base;
@@ -182,6 +186,11 @@ struct io_device *mem_device_create(uint64_t bytes)
 void mem_device_set_alignment(struct io_device *dev, uint32_t alignment)
 {
 	dev->alignment = alignment;
+}
+
+void mem_device_set_limit(struct io_device *dev, uint64_t bytes)
+{
+	mem_device(dev)->limit = bytes;
 }
 
 void mem_device_set_read_only(struct io_device *dev, bool read_only)

@@ -18,6 +18,8 @@ struct io_device *mem_device_create(uint64_t bytes);
 
 /* As if it were a direct device: requests that are not so aligned are refused. */
 void mem_device_set_alignment(struct io_device *dev, uint32_t alignment);
+/* It cannot be resized beyond that: -ENOSPC, as of a file on a full file system. */
+void mem_device_set_limit(struct io_device *dev, uint64_t bytes);
 void mem_device_set_read_only(struct io_device *dev, bool read_only);
 
 /* The content, bypassing requests; valid until the device is resized or closed. */
