@@ -62,6 +62,7 @@ struct catalog {
 	uint64_t cached_index; /* chunk of the catalog in @cached, or NO_CHUNK */
 	uint8_t *cached;       /* CHUNK_BYTES */
 	uint8_t *piece;        /* CHUNKS_PER_PIECE chunks, for transfers */
+	bool data_failed;
 };
 
 /* ---- places ---- */
@@ -96,6 +97,18 @@ static struct disk_catalog_record *cached_slot(struct catalog *c, thin_id_t id)
 static uint64_t disk_offset(const struct catalog *c, dblock_t dblock, uint64_t chunk_in_block)
 {
 	return dblock * c->block_bytes + chunk_in_block * CHUNK_BYTES;
+}
+
+/* @r: of the data device. */
+static int data_result(struct catalog *c, int r)
+{
+	c->data_failed |= r != 0;
+	return r;
+}
+
+bool catalog_data_failed(const struct catalog *c)
+{
+	return c->data_failed;
 }
 
 /* ---- what is in the chunks ---- */
@@ -138,7 +151,7 @@ static int load_chunk(struct catalog *c, uint64_t index, dblock_t dblock)
 	} else {
 		r = io_device_read(c->data, c->cached, CHUNK_BYTES,
 				   disk_offset(c, dblock, in_block));
-		if (r)
+		if (data_result(c, r))
 			return r;
 	}
 	c->cached_index = index;
@@ -170,12 +183,13 @@ static int copy_piece(struct catalog *c, dblock_t source, dblock_t target, uint6
 	if (!only_changed) {
 		r = io_device_read(c->data, c->piece, nr * CHUNK_BYTES,
 				   disk_offset(c, source, from));
-		if (r)
+		if (data_result(c, r))
 			return r;
 	}
 	if (changed >= from && changed < from + nr)
 		memcpy(c->piece + (changed - from) * CHUNK_BYTES, c->cached, CHUNK_BYTES);
-	return io_device_write(c->data, c->piece, nr * CHUNK_BYTES, disk_offset(c, target, from));
+	r = io_device_write(c->data, c->piece, nr * CHUNK_BYTES, disk_offset(c, target, from));
+	return data_result(c, r);
 }
 
 /* Make the chunks [from, from + nr) of @target read as zeros; those that do are left alone. */
@@ -192,7 +206,7 @@ static int zero_chunks(struct catalog *c, const uint8_t *states, dblock_t target
 			int r = io_device_zero(c->data, disk_offset(c, target, from),
 					       nr * CHUNK_BYTES);
 
-			if (r)
+			if (data_result(c, r))
 				return r;
 		}
 	}
@@ -320,8 +334,8 @@ static int write_slot_in_place(struct catalog *c, thin_id_t id, dblock_t dblock)
 
 	in_chunk -= in_chunk % unit;
 	c->chunks[chunk_of(id)] = CHUNK_MAYBE_DATA;
-	return io_device_write(c->data, c->cached + in_chunk, unit,
-			       disk_offset(c, dblock, in_block) + in_chunk);
+	return data_result(c, io_device_write(c->data, c->cached + in_chunk, unit,
+					      disk_offset(c, dblock, in_block) + in_chunk));
 }
 
 /* The cached chunk has the new record of @id in it: make the device say the same. */

@@ -89,6 +89,9 @@ int catalog_erase(struct catalog *c, thin_id_t id) TP_TAKES(meta_root) TP_MUST_C
 int catalog_check_room(struct catalog *c, const thin_id_t *ids, unsigned nr)
 	TP_TAKES(meta_root) TP_MUST_CHECK;
 
+/* Has the data device failed a change?  Then nothing is wrong with the metadata. */
+bool catalog_data_failed(const struct catalog *c);
+
 /* Tell the catalog how the transaction ended. */
 void catalog_committed(struct catalog *c);
 void catalog_aborted(struct catalog *c);

@@ -79,6 +79,8 @@ static const struct number pool_numbers[] = {
 	  OF(stats.throttled, NUMBER_U64) },
 	{ "throttles_total", "Times that a worker that was behind made new work wait",
 	  OF(stats.throttles, NUMBER_U64) },
+	{ "data_errors_total", "Reads, writes and flushes that the data device failed",
+	  OF(stats.data_errors, NUMBER_U64) },
 	{ "commits_total", "Transactions made durable", OF(stats.commits, NUMBER_U64) },
 	{ "aborts_total", "Transactions thrown away", OF(stats.aborts, NUMBER_U64) },
 	{ "longest_abort_microseconds", "Longest time from a failure to the committed state",

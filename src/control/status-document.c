@@ -26,7 +26,7 @@ static json_int_t number(uint64_t n)
 static json_t *statistics_object(const struct pool_stats *s)
 {
 	return json_pack(
-		"{sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI}", "reads",
+		"{sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI}", "reads",
 		number(s->reads), "writes", number(s->writes), "flushes", number(s->flushes),
 		"discards", number(s->discards), "read_bytes", number(s->read_bytes), "write_bytes",
 		number(s->write_bytes), "discard_bytes", number(s->discard_bytes),
@@ -37,7 +37,8 @@ static json_t *statistics_object(const struct pool_stats *s)
 		"commits", number(s->commits), "aborts", number(s->aborts), "commands",
 		number(s->commands), "throttled", number(s->throttled), "low_water_data",
 		number(s->low_water_data), "low_water_metadata", number(s->low_water_metadata),
-		"throttles", number(s->throttles), "throttle_usec", number(s->throttle_usec));
+		"throttles", number(s->throttles), "throttle_usec", number(s->throttle_usec),
+		"data_errors", number(s->data_errors));
 }
 
 static json_t *pressure_object(struct pressure *pressure)
@@ -224,6 +225,8 @@ char *status_render_text(struct pool *pool, struct pressure *pressure)
 		s.reason, s.reason[0] ? ")" : "");
 	if (s.needs_check)
 		fprintf(f, "needs check  yes: %s\n", s.remedy);
+	else if (s.remedy[0])
+		fprintf(f, "remedy       %s\n", s.remedy);
 	fprintf(f, "data         %s of %s used (%.1f %%), %s on the host, in blocks of %s\n",
 		format_size(s.data_used, a, sizeof(a)), format_size(s.data_total, b, sizeof(b)),
 		percent(s.data_used, s.data_total), format_size(s.data_allocated, c, sizeof(c)),

@@ -213,6 +213,8 @@ int ctl_print_status(json_t *s)
 	if (!r)
 		r = add_fact(table, "needs check",
 			     json_is_true(json_object_get(s, "needs_check")) ? line : "no");
+	if (!r && !json_is_true(json_object_get(s, "needs_check")) && text_of(s, "remedy")[0])
+		r = add_fact(table, "remedy", text_of(s, "remedy"));
 	aborts = number_of(json_object_get(s, "statistics"), "aborts");
 	snprintf(line, sizeof(line), "%" PRIu64 ", the longest took %" PRIu64 " us", aborts,
 		 number_of(s, "longest_abort_usec"));

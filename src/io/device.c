@@ -62,24 +62,7 @@ static int file_execute(struct io_device *dev, struct io_request *io)
 	return file_io_execute(file_device(dev), io);
 }
 
-static int file_next_data(struct io_device *dev, uint64_t offset, uint64_t *ret_offset)
-{
-	uint64_t size = io_device_size(dev);
-	off_t at;
-
-	if (dev->is_block_device || offset >= size) {
-		*ret_offset = MIN(offset, size);
-		return 0;
-	}
-	/* Moves the file position, which nobody uses. */
-	at = lseek(file_device(dev)->fd, (off_t)offset, SEEK_DATA);
-	if (at < 0 && errno != ENXIO)
-		return -errno;
-	*ret_offset = at < 0 ? size : MIN((uint64_t)at, size);
-	return 0;
-}
-
-static int current_size(int fd, bool is_block_device, uint64_t *ret_bytes)
+int file_current_size(int fd, bool is_block_device, uint64_t *ret_bytes)
 {
 	struct stat st;
 
@@ -91,11 +74,32 @@ static int current_size(int fd, bool is_block_device, uint64_t *ret_bytes)
 	return 0;
 }
 
+static int file_next_data(struct io_device *dev, uint64_t offset, uint64_t *ret_offset)
+{
+	uint64_t size = io_device_size(dev), now = 0;
+	off_t at;
+
+	if (dev->is_block_device || offset >= size) {
+		*ret_offset = MIN(offset, size);
+		return 0;
+	}
+	/* Moves the file position, which nobody uses. */
+	at = lseek(file_device(dev)->fd, (off_t)offset, SEEK_DATA);
+	if (at < 0 && errno != ENXIO)
+		return -errno;
+	/* Behind the end of a file that somebody has truncated there are not even zeros. */
+	if (at < 0 && (file_current_size(file_device(dev)->fd, false, &now) || now < size))
+		*ret_offset = MAX(offset, MIN(now, size));
+	else
+		*ret_offset = at < 0 ? size : MIN((uint64_t)at, size);
+	return 0;
+}
+
 static int file_resize(struct io_device *dev, uint64_t bytes)
 {
 	struct file_device *f = file_device(dev);
 	uint64_t now;
-	int r = current_size(f->fd, dev->is_block_device, &now);
+	int r = file_current_size(f->fd, dev->is_block_device, &now);
 
 	if (r)
 		return r;
@@ -369,7 +373,7 @@ int io_device_open(const char *path, unsigned flags, struct io_device **ret_dev)
 		return -errno;
 	if ((st.st_mode & S_IFMT) != type)
 		return -EBUSY; /* replaced while we looked */
-	r = current_size(f->fd, dev->is_block_device, &dev->size);
+	r = file_current_size(f->fd, dev->is_block_device, &dev->size);
 	if (r)
 		return r;
 	dev->no_discard = dev->is_block_device && !block_can_discard(st.st_rdev);

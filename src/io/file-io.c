@@ -110,8 +110,19 @@ static bool fallocate_advance(struct file_device *dev, struct io_request *io, in
 	return false;
 }
 
+/* A block device says -ENOSPC of a write behind an end that was farther once. */
+static bool is_behind_end(const struct file_device *dev, const struct io_request *io)
+{
+	uint64_t size;
+
+	return dev->base.is_block_device && !file_current_size(dev->fd, true, &size) &&
+	       io->offset + io->length > size;
+}
+
 bool file_io_advance(struct file_device *dev, struct io_request *io, int64_t res, int *ret_r)
 {
+	if (unlikely(res == -ENOSPC) && is_behind_end(dev, io))
+		res = -EIO;
 	if (unlikely(res == -EINTR || res == -EAGAIN))
 		return false;
 	if (io->stage == STAGE_PUNCH || io->stage == STAGE_ZERO_RANGE)

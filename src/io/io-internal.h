@@ -122,6 +122,9 @@ void file_io_step(const struct file_device *dev, const struct io_request *io,
  */
 bool file_io_advance(struct file_device *dev, struct io_request *io, int64_t res, int *ret_r);
 
+/* What it has now, which somebody may have changed behind our back. */
+int file_current_size(int fd, bool is_block_device, uint64_t *ret_bytes) TP_MUST_CHECK;
+
 /* All steps, blocking. */
 int file_io_execute(struct file_device *dev, struct io_request *io);
 

@@ -43,10 +43,13 @@ int pool_refuse_command(struct pool *pool, struct pool_command *cmd, int r)
 {
 	char remedy[POOL_REASON_MAX];
 
-	if (!atomic_load(&pool->needs_check))
+	if (!atomic_load(&pool->needs_check) && !atomic_load(&pool->data_failed))
 		return fail(cmd, r, "the pool is read-only");
 	pool_describe_remedy(pool, remedy, sizeof(remedy));
-	return fail(cmd, r, "the pool is read-only, its metadata needs a check: %s", remedy);
+	return fail(cmd, r, "the pool is read-only, its %s: %s",
+		    atomic_load(&pool->needs_check) ? "metadata needs a check"
+						    : "data device has failed",
+		    remedy);
 }
 
 static int check_writable(struct pool *pool, struct pool_command *cmd)

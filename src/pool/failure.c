@@ -12,7 +12,16 @@
  *                     be read again, out of service
  *
  * There is no way back, so it is taken once in a pool's life.  What cannot have anything to do
- * with the metadata (no memory, a client's mistake, the data device) does not come here.
+ * with the metadata (no memory, a client's mistake) does not come here.
+ *
+ * The data device.  What it cannot read or write is an error of that request, and nothing else: a
+ * block is mapped when it has been written.  But a flush that fails says that any write since the
+ * last good one may be gone, and says it once.  A transaction that maps such blocks must never be
+ * committed, not even by a commit whose own flush succeeds, so it takes the same way, as in
+ * dm-thin; so it does when a record of the catalog cannot be written, which is data too.  As the
+ * committed metadata is as it should be, NEEDS_CHECK is left out: reopening the pool is enough.
+ * Without an open transaction the pool stays as it is.  In any case each volume that was written
+ * to since the last good flush has lost writes, mapped before or not.
  *
  * Invariants:
  *   F1  pool->epoch is raised after the abort and before anybody is told of it: who looked up a
@@ -21,15 +30,21 @@
  *   F2  A volume's mark of loss is set before its marks of change go (thin/), and looked at after
  *       them: no flush slips through between.
  *
+ *   F3  A write is noted (volume_note_write()) after it has ended and before it is answered; a
+ * flush covers what was noted under smaller numbers than its own.  Who looks for losses takes a
+ *       number first: a write that ends meanwhile is noted under that one, and looked at next time.
+ *
  * Locks: LC_pool guards who has been told.
  */
 #define LOG_MODULE "pool"
 #include <errno.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "pool/request.h"
+#include "pool/volume.h"
 #include "util/clock.h"
 #include "util/log.h"
 
@@ -39,8 +54,14 @@
 
 void pool_describe_remedy(const struct pool *pool, char *text, size_t size)
 {
-	snprintf(text, size, "stop the daemon and run \"thinpoolctl check --clear-needs-check %s\"",
-		 pool->directory ? pool->directory : "POOLDIR");
+	if (atomic_load(&pool->data_failed) && !atomic_load(&pool->needs_check))
+		snprintf(text, size,
+			 "see to the data device, then run \"thinpoolctl restart\" on "
+			 "the mount or start the daemon again");
+	else
+		snprintf(text, size,
+			 "stop the daemon and run \"thinpoolctl check --clear-needs-check %s\"",
+			 pool->directory ? pool->directory : "POOLDIR");
 }
 
 static void store_needs_check(struct pool *pool)
@@ -77,7 +98,22 @@ static void note_duration(struct pool *pool, uint64_t began_usec)
 		atomic_store(&pool->longest_abort_usec, usec);
 }
 
-int pool_metadata_failed(struct pool *pool, const char *what, int r)
+/* Whoever has written since the last good flush, and was not told of it yet. */
+static void lose_unflushed(struct pool *pool)
+{
+	uint64_t number = flush_begin(pool), since = atomic_load(&pool->flushed); /* F3 */
+	struct volume *v;
+
+	TAILQ_FOREACH(v, &pool->volumes->all, entry.all_link) {
+		if (!atomic_load(&v->written) || atomic_load(&v->written) < since)
+			continue;
+		volume_lose_writes(v);
+		volumes_queue_event(pool, POOL_EVENT_VOLUME_CONTENT, v->id, v->entry.now.name);
+	}
+	flush_succeeded(pool, number); /* as far as telling goes */
+}
+
+static int fail(struct pool *pool, const char *what, int r, bool of_data) TP_TAKES(throttle)
 {
 	char cause[POOL_REASON_MAX - 128], reason[POOL_REASON_MAX];
 	uint64_t began = time_monotonic_usec();
@@ -95,19 +131,43 @@ int pool_metadata_failed(struct pool *pool, const char *what, int r)
 	passdown_drop(pool);
 	r2 = thin_metadata_abort(pool->tmd);
 	atomic_fetch_add(&pool->epoch, 1); /* F1 */
-	if (!r2) {
+	atomic_store(&pool->data_failed, !r2 && of_data);
+	if (!r2 && !of_data)
 		store_needs_check(pool);
+	if (!r2)
 		thin_metadata_set_read_only(pool->tmd);
-	}
 	pool_set_mode(pool, r2 ? POOL_MODE_FAIL : POOL_MODE_READ_ONLY, reason);
 	note_duration(pool, began);
 	pool_refresh_info(pool, false);
 	if (!r2 && thin_metadata_commit_landed(pool->tmd))
 		volumes_after_commit(pool);
 	volumes_after_abort(pool);
+	if (of_data)
+		lose_unflushed(pool);
 	pool_redo_aborted(pool);
 	low_space_fail(pool, -EIO);
 	return -EIO;
+}
+
+int pool_metadata_failed(struct pool *pool, const char *what, int r)
+{
+	return fail(pool, what, r,
+		    thin_metadata_data_flush_failed(pool->tmd) ||
+			    (pool->catalog && catalog_data_failed(pool->catalog)));
+}
+
+void pool_data_flush_failed(struct pool *pool, int r)
+{
+	log_err_limited(
+		"\"%s\" cannot be flushed (%s): what was written since it could may be lost, "
+		"who flushes is told",
+		io_device_name(pool->data), strerror(-r));
+	if (pool_is_dirty(pool)) {
+		(void)fail(pool, "flush the data device", r, true);
+		return;
+	}
+	lose_unflushed(pool);
+	pool_redo_aborted(pool);
 }
 
 int pool_query_failed(struct pool *pool, const char *what, int r)
@@ -115,6 +175,16 @@ int pool_query_failed(struct pool *pool, const char *what, int r)
 	if (r == -ENOMEM)
 		return -EIO;
 	return pool_metadata_failed(pool, what, r);
+}
+
+void data_error(struct pool *pool, const struct io_request *io, int r)
+{
+	stats_add(pool->stats, io, STAT_DATA_ERRORS, 1);
+	if (io->op == IO_FLUSH)
+		return; /* more has to be said of it */
+	log_err_limited("\"%s\": %" PRIu64 " bytes at %" PRIu64 " cannot be %s: %s",
+			io_device_name(pool->data), io->length, io->offset,
+			io->op == IO_READ ? "read" : "written", strerror(-r));
 }
 
 /* ------------------------------------------------------------------ who is told */

@@ -86,12 +86,22 @@ static void part_done(struct job *job, int r)
 
 static void job_io_done(struct io_request *io, int r)
 {
-	part_done(container_of(io, struct job_io, io)->job, r);
+	struct job *job = container_of(io, struct job_io, io)->job;
+
+	if (unlikely(r))
+		data_error(job->pool, io, r);
+	part_done(job, r);
 }
 
 static void job_copy_done(struct copy_job *copy, int r)
 {
-	part_done(container_of(copy, struct job_copy, copy)->job, r);
+	struct job *job = container_of(copy, struct job_copy, copy)->job;
+	const struct io_request io = { .op = IO_WRITE, .offset = copy->to, .length = copy->length };
+
+	/* Or what it is a copy of cannot be read. */
+	if (unlikely(r))
+		data_error(job->pool, &io, r);
+	part_done(job, r);
 }
 
 static void submit_io(struct job *job, unsigned slot, enum io_op op, uint64_t offset)

@@ -47,6 +47,7 @@ void volume_io_init(struct volume *v, struct pool *pool, struct thin_device *td,
 	v->id = thin_device_id(td);
 	v->size_bytes = size_bytes;
 	v->size_dirty = v->size_uncommitted = v->lost_writes = false;
+	v->written = 0;
 	v->in_flight = 0;
 	v->gate_closed = 0;
 	lock_pool(&pool->lock);
@@ -173,6 +174,8 @@ void segment_abandon(struct pool *pool, struct segment *seg, int r)
 
 void segment_finish(struct pool *pool, struct segment *seg, int r)
 {
+	if (request_io(seg->request)->op != POOL_READ)
+		volume_note_write(segment_volume(seg));
 	segment_leave(pool, seg);
 	segment_abandon(pool, seg, r);
 }
@@ -225,6 +228,8 @@ static void segment_io_done(struct io_request *io, int r)
 	struct segment *seg = container_of(io, struct segment, io);
 	struct pool *pool = segment_volume(seg)->pool;
 
+	if (unlikely(r))
+		data_error(pool, io, r);
 	if (seg->q != pool->worker->q) {
 		segment_end_io(pool, seg, r);
 	} else { /* W4 */

@@ -73,6 +73,9 @@ struct pool {
 	_Atomic uint64_t epoch;      /* aborts so far (failure.c); changed by the worker */
 	_Atomic uint64_t longest_abort_usec;
 	_Atomic uint32_t next_handle;
+	/* Flushes of the data device, numbered; see flush_begin() in failure.c. */
+	_Atomic uint64_t flushes_begun, flushed;
+	atomic_bool data_failed; /* that is why it is read-only: its metadata is as it should be */
 	struct log_limit mode_log[POOL_MODE_FAIL + 1];
 	atomic_bool needs_check;
 	atomic_bool data_is_low, metadata_is_low; /* changed by the worker (low-water.c) */
@@ -119,6 +122,7 @@ struct volume {
 	atomic_bool size_dirty;
 	atomic_bool size_uncommitted; /* until the commit that has the record is done */
 	atomic_bool lost_writes;      /* see volume_lose_writes() */
+	_Atomic uint64_t written;     /* pool->flushes_begun after its last write; 0: none */
 	struct losses losses TP_GUARDED_BY(lc_pool);
 
 	/* The I/O half's own: the gate (map.c). */
@@ -181,6 +185,14 @@ int pool_commit_now(struct pool *pool) TP_TAKES(throttle) TP_MUST_CHECK;
  */
 int pool_metadata_failed(struct pool *pool, const char *what, int r) TP_TAKES(throttle);
 
+/*
+ * Worker only.  A flush of the data device outside a commit has failed: what was written since the
+ * last one that did not may be gone, and the device does not say it twice.  So the open
+ * transaction, which may map such blocks, is thrown away, and who has written since is told when he
+ * flushes.
+ */
+void pool_data_flush_failed(struct pool *pool, int r) TP_TAKES(throttle);
+
 /* The same for a call that changes nothing; that it found no memory (-ENOMEM) is no failure. */
 int pool_query_failed(struct pool *pool, const char *what, int r) TP_TAKES(throttle);
 
@@ -192,7 +204,7 @@ void volume_lose_writes(struct volume *v) TP_TAKES(pool);
 
 /* @r of pool_check_writable(), told with what to do about it. */
 int pool_refuse_command(struct pool *pool, struct pool_command *cmd, int r);
-/* What to do about a pool that needs a check, in words. */
+/* What to do about a pool that went read-only, in words. */
 void pool_describe_remedy(const struct pool *pool, char *text, size_t size);
 
 /*

@@ -137,6 +137,7 @@ TP_NO_TSA static struct pool *pool_alloc(const struct pool_options *options)
 		return NULL;
 	}
 	memset(pool->stats, 0, sizeof(*pool->stats));
+	pool->flushes_begun = 1; /* volume->written: 0 is none */
 	pool->options = *options;
 	pool->options.metadata_path = pool->options.data_path = NULL;
 	pool->keep_unlinked = options->keep_unlinked;
@@ -299,7 +300,7 @@ void pool_get_status(struct pool *pool, struct pool_status *ret_status)
 	unlock_pool(&pool->lock);
 
 	s.needs_check = pool->needs_check;
-	if (s.needs_check)
+	if (s.needs_check || pool->data_failed)
 		pool_describe_remedy(pool, s.remedy, sizeof(s.remedy));
 	s.longest_abort_usec = pool->longest_abort_usec;
 	s.has_catalog = pool->has_catalog;

@@ -307,6 +307,7 @@ struct pool_stats {                                /* since the pool was opened 
 	uint64_t commits, aborts, commands, throttled;
 	uint64_t low_water_data, low_water_metadata; /* times that free space fell to the mark */
 	uint64_t throttles, throttle_usec; /* passes that made new work wait, and for how long */
+	uint64_t data_errors;              /* reads, writes and flushes of data that failed */
 };
 
 #define POOL_REASON_MAX 768
@@ -314,7 +315,7 @@ struct pool_stats {                                /* since the pool was opened 
 struct pool_status {
 	enum pool_mode mode;
 	char reason[POOL_REASON_MAX]; /* why the mode is not rw; "" if it is */
-	char remedy[POOL_REASON_MAX]; /* needs_check: what to do about it; else "" */
+	char remedy[POOL_REASON_MAX]; /* read-only by a failure: what to do about it; else "" */
 	bool needs_check, has_catalog, read_only;
 	uint32_t block_size; /* bytes */
 	uint64_t transaction_id;

@@ -73,6 +73,7 @@ struct request {
 	bool first_used;
 	bool flushed;               /* the flush that a durable write ends with was done */
 	uint64_t begin_usec;        /* 0: not counted */
+	uint64_t flush_number;      /* flush_begin() */
 	uint64_t zero_from;         /* read: bytes of the volume from here on are past its end */
 	struct io_queue *q;         /* of the submitter */
 	struct waiting_io *waiting; /* pool_io_run(), pool_worker_io() */
@@ -98,6 +99,34 @@ static inline struct pool_io *request_io(struct request *req)
 static inline struct volume *segment_volume(struct segment *seg)
 {
 	return request_io(seg->request)->volume;
+}
+
+/* ---- flushes of the data device, and what they cover: failure.c ---- */
+
+/* Just before a flush begins: its number. */
+static inline uint64_t flush_begin(struct pool *pool)
+{
+	return atomic_fetch_add(&pool->flushes_begun, 1) + 1;
+}
+
+/* It has succeeded: what was written before it began is durable. */
+static inline void flush_succeeded(struct pool *pool, uint64_t number)
+{
+	uint64_t flushed = atomic_load(&pool->flushed);
+
+	while (flushed < number && !atomic_compare_exchange_weak(&pool->flushed, &flushed, number))
+		;
+}
+
+/* A write has ended, somehow; before it is answered. */
+static inline void volume_note_write(struct volume *v)
+{
+	uint64_t number = atomic_load(&v->pool->flushes_begun), written = atomic_load(&v->written);
+
+	/* Again if a flush, or somebody who looks for losses, came in between. */
+	while (unlikely(written < number))
+		if (atomic_compare_exchange_weak(&v->written, &written, number))
+			number = atomic_load(&v->pool->flushes_begun);
 }
 
 /* ---- jobs: provision.c decides, job.c moves the data ---- */
@@ -331,6 +360,8 @@ uint64_t low_space_deadline(const struct pool *pool);
 bool failure_due(const struct pool *pool);
 /* Store it if it is, and it is time or @now. */
 void failure_retry(struct pool *pool, bool now) TP_TAKES(meta_root);
+/* Any thread.  The data device has failed @io: count and log it. */
+void data_error(struct pool *pool, const struct io_request *io, int r);
 /* 0, or -EIO for the handle of a flush that has to be told of lost writes; see pool.h. */
 int volume_take_loss(const struct pool_io *io) TP_TAKES(pool) TP_MUST_CHECK;
 /* Any thread.  0, or -EIO for a change by a disk that has been told. */

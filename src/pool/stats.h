@@ -39,6 +39,7 @@ enum pool_stat {
 	STAT_LOW_WATER_METADATA,
 	STAT_THROTTLES,
 	STAT_THROTTLE_USEC,
+	STAT_DATA_ERRORS,
 	NR_STATS
 };
 _Static_assert(NR_STATS * sizeof(uint64_t) == sizeof(struct pool_stats), "a stat for each member");

@@ -326,7 +326,14 @@ void pool_resume_volume(struct pool *pool, struct volume *v)
 
 static void flush_done_work(struct pool *pool, struct work *work)
 {
-	request_end(pool, container_of(work, struct request, work));
+	struct request *req = container_of(work, struct request, work);
+
+	if (unlikely(req->result)) {
+		pool_data_flush_failed(pool, req->result);
+		if (volume_take_loss(request_io(req)))
+			request_fail(req, -EIO);
+	}
+	request_end(pool, req);
 }
 
 static void flush_done(struct io_request *io, int r)
@@ -334,10 +341,14 @@ static void flush_done(struct io_request *io, int r)
 	struct request *req = container_of(io, struct request, first.io);
 	struct pool *pool = request_io(req)->volume->pool;
 
-	if (r < 0)
+	if (likely(!r)) {
+		flush_succeeded(pool, req->flush_number);
+	} else {
+		data_error(pool, io, r);
 		request_fail(req, r);
+	}
 	req->flushed = true;
-	if (!on_worker(pool)) {
+	if (!on_worker(pool) && likely(!r)) {
 		request_end(pool, req);
 	} else { /* W4 */
 		req->work.run = flush_done_work;
@@ -356,6 +367,7 @@ static void request_flush_data(struct pool *pool, struct request *req, struct io
 	io->iov = NULL;
 	io->nr_iov = 0;
 	io->done = flush_done;
+	req->flush_number = flush_begin(pool);
 	io_queue_submit(q, io);
 }
 
@@ -432,6 +444,7 @@ int pool_commit_now(struct pool *pool)
 	struct worker *w = pool->worker;
 	struct request_list waiting = STAILQ_HEAD_INITIALIZER(waiting);
 	bool changed = false;
+	uint64_t flush;
 	int r = pool_check_writable(pool);
 
 	if (r)
@@ -444,9 +457,12 @@ int pool_commit_now(struct pool *pool)
 		r = pool_metadata_failed(pool, "write the catalog", r);
 	} else {
 		changed = thin_metadata_changed(pool->tmd);
+		flush = flush_begin(pool);
 		r = thin_metadata_commit(pool->tmd);
 		if (r)
 			r = pool_metadata_failed(pool, "commit", r);
+		else if (changed)
+			flush_succeeded(pool, flush);
 	}
 	if (!r) {
 		stats_add(pool->stats, w, STAT_COMMITS, 1);
@@ -544,7 +560,7 @@ static void drain(struct pool *pool) TP_TAKES(throttle)
 	/* Writes in place need no commit, and nobody may have asked for a flush. */
 	r = pool->options.read_only ? 0 : io_device_flush(pool->data);
 	if (r)
-		log_err("\"%s\" cannot be flushed: %s", io_device_name(pool->data), strerror(-r));
+		pool_data_flush_failed(pool, r);
 	if (r && !w->result)
 		w->result = r;
 	deliver(pool);

@@ -102,7 +102,7 @@ struct thin_metadata {
 	bool must_abort TP_GUARDED_BY(lc_meta_root); /* a change failed half-way */
 	bool publishing TP_GUARDED_BY(lc_meta_root); /* @published may be what is on disk */
 	bool landed TP_GUARDED_BY(lc_meta_root);     /* the last abort found that it is */
-	atomic_bool data_flush_failed;               /* the last commit failed so; for people */
+	atomic_bool data_flush_failed;               /* the last commit failed so */
 	bool fail_io TP_GUARDED_BY(lc_meta_root);
 	bool read_only TP_GUARDED_BY(lc_meta_root);
 

@@ -403,6 +403,11 @@ bool thin_metadata_commit_landed(struct thin_metadata *tmd)
 
 /* ---- telling ---- */
 
+bool thin_metadata_data_flush_failed(struct thin_metadata *tmd)
+{
+	return atomic_load(&tmd->data_flush_failed);
+}
+
 void thin_metadata_describe_failure(struct thin_metadata *tmd, int r, char *text, size_t size)
 {
 	static const char *const words[] = {

@@ -130,6 +130,9 @@ int thin_metadata_clear_needs_check(struct io_device *dev, struct tp_error *erro
  */
 void thin_metadata_describe_failure(struct thin_metadata *tmd, int r, char *text, size_t size);
 
+/* Did the last commit fail because the data device could not be flushed? */
+bool thin_metadata_data_flush_failed(struct thin_metadata *tmd);
+
 /*
  * What tells one committed state from the next: a copy of the superblock, without its flags and
  * checksum.  Two that follow each other differ if a mapping or a device does.

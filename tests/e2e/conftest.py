@@ -204,15 +204,18 @@ class Bench:
         self.daemons.append(d)
         return d
 
-    def failing_metadata(self, pooldir, **kw):
+    def failing_metadata(self, pooldir, name='metadata', **kw):
         """The metadata of a stopped pool moves to a device that can be told to fail."""
         from failing_device import FailingDevice
-        backing = pathlib.Path(str(pooldir) + '.metadata')
-        (pooldir / 'metadata').rename(backing)
+        backing = pathlib.Path(f'{pooldir}.{name}')
+        (pooldir / name).rename(backing)
         device = FailingDevice(backing, **kw)
         self.failing.append(device)
-        device.attach(pooldir)
+        device.attach(pooldir, name)
         return device
+
+    def failing_data(self, pooldir, **kw):
+        return self.failing_metadata(pooldir, 'data', **kw)
 
     def loop(self, path, **kw):
         lo = Loop(path, **kw)

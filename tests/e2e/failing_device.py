@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A metadata device that fails on demand, below the real daemon.
+"""A metadata or data device that fails on demand, below the real daemon.
 
 The file that has the bytes is served by nbdkit, whose error filter refuses reads or writes while a
 trigger file exists; nbdfuse shows that as a file again, and POOLDIR/metadata leads there:
@@ -15,7 +15,8 @@ A test asks for one by bench.failing_metadata(pooldir), before it serves the poo
     device.corrupt(7)               # block 7 reads as something else, without an error
     device.remove()                 # the pool is stopped: its metadata is a plain file again
 
-The data device is not touched.  Flushes do not fail here (the filter has no such thing).
+bench.failing_data(pooldir) does the same to POOLDIR/data; the other device is not touched.  Flushes
+do not fail here (the filter has no such thing), but vanish() fails all there is, for good.
 """
 import os
 import pathlib
@@ -106,18 +107,24 @@ class FailingDevice:
 
     # ---- as the metadata of a pool ----
 
-    def attach(self, pooldir):
-        """Let the pool find its metadata here."""
-        self.link = pathlib.Path(pooldir) / 'metadata'
+    def attach(self, pooldir, name='metadata'):
+        """Let the pool find its metadata (or data) here."""
+        self.link = pathlib.Path(pooldir) / name
         self.link.symlink_to(self.path)
 
     def remove(self):
-        """The pool is stopped; what was written becomes its metadata file."""
+        """The pool is stopped; what was written becomes its metadata (or data) file."""
         assert self.link
         self.close()
         self.link.unlink()
         self.backing.rename(self.link)
         self.link = None
+
+    def vanish(self):
+        """Nothing answers any more."""
+        for p in reversed(self.procs):
+            p.kill()
+            p.wait()
 
     # ---- the end ----
 
