@@ -27,6 +27,7 @@
 
 #include "daemon/config.h"
 #include "daemon/daemon.h"
+#include "daemon/give-up.h"
 #include "daemon/handover.h"
 #include "daemon/keeper.h"
 #include "util/cleanup.h"
@@ -309,6 +310,12 @@ static int serve(const struct daemon_options *options, const struct arguments *a
 	block_signals();
 	if (a->to_syslog)
 		use_syslog();
+	if (give_up_is_due(&options->legacy, &options->config)) {
+		legacy = options->legacy;
+		return give_up(&legacy, &options->config, options->mountpoint)
+			       ? exec_successor(a, &legacy)
+			       : EXIT_SUCCESS;
+	}
 	r = daemon_start(options, &d, &error);
 	if (r) {
 		if (a->to_syslog)

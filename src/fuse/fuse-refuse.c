@@ -15,6 +15,7 @@
 
 #include "fuse/fuse-internal.h"
 #include "util/cleanup.h"
+#include "util/clock.h"
 
 struct fuse_refusal {
 	int fd;
@@ -43,22 +44,60 @@ static void fail_taken(void *ctx, struct fuse_in_header *in)
 	in->unique = 0;
 }
 
+static struct fuse_state *open_state(int state_fd)
+{
+	struct fuse_state *state;
+	int fd = fcntl(state_fd, F_DUPFD_CLOEXEC, 3);
+
+	return fd < 0 || fuse_state_open(fd, &state, NULL) ? NULL : state;
+}
+
+bool fuse_refuse_is_due(int state_fd, unsigned limit, uint64_t window_usec)
+{
+	struct fuse_state *state = open_state(state_fd);
+	uint64_t now = time_monotonic_usec();
+	struct fuse_state_mount *m;
+	bool is_due = false;
+
+	if (!state)
+		return false; /* whoever wants to use it says why */
+	m = fuse_state_mount(state);
+	if (m->is_expected) {
+		m->is_expected = false;
+	} else {
+		m->starts_usec[m->nr_starts++ % FUSE_STATE_STARTS] = now;
+		is_due = limit <= FUSE_STATE_STARTS && m->nr_starts >= limit &&
+			 now - m->starts_usec[(m->nr_starts - limit) % FUSE_STATE_STARTS] <
+				 window_usec;
+	}
+	fuse_state_close(state);
+	return is_due;
+}
+
+void fuse_refuse_expect(int state_fd)
+{
+	struct fuse_state *state = open_state(state_fd);
+
+	if (!state)
+		return;
+	fuse_state_mount(state)->nr_starts = 0;
+	fuse_state_mount(state)->is_expected = true;
+	fuse_state_close(state);
+}
+
 int fuse_refuse_begin(int connection_fd, int state_fd, struct fuse_refusal **ret_refusal)
 {
 	TP_CLEANUP(refusal_freep) struct fuse_refusal *refusal = calloc(1, sizeof(*refusal));
 	const struct fuse_state_mount *m;
-	int fd, r;
+	int r;
 
 	if (!refusal)
 		return -ENOMEM;
 	refusal->fd = connection_fd;
 	refusal->buffer = malloc(FUSE_WRITE_HEADER + FUSE_MAX_WRITE);
-	fd = fcntl(state_fd, F_DUPFD_CLOEXEC, 3);
-	if (!refusal->buffer || fd < 0)
-		return refusal->buffer ? -errno : -ENOMEM;
-	r = fuse_state_open(fd, &refusal->state, NULL);
-	if (r)
-		return r;
+	refusal->state = open_state(state_fd);
+	if (!refusal->buffer || !refusal->state)
+		return refusal->buffer ? -EPROTO : -ENOMEM;
 	m = fuse_state_mount(refusal->state);
 	r = fuse_mount_adopt(m->path, m->by_helper, m->identified, m->mount_id, &refusal->mount);
 	if (!r && fcntl(connection_fd, F_SETFL, O_NONBLOCK) < 0)

@@ -10,10 +10,21 @@
 #ifndef TP_FUSE_FUSE_REFUSE_H
 #define TP_FUSE_FUSE_REFUSE_H
 
+#include <stdbool.h>
+#include <stdint.h>
+
 #include "util/compiler.h"
 #include "util/lock-class.h"
 
 struct fuse_refusal;
+
+/*
+ * A daemon starts that goes on with this mount: has it come to @limit of them after deaths within
+ * @window_usec?  For who has no keeper to count; @limit above FUSE_STATE_STARTS (64) is none.
+ */
+bool fuse_refuse_is_due(int state_fd, unsigned limit, uint64_t window_usec);
+/* The next one to start is not counted, and those before are forgotten. */
+void fuse_refuse_expect(int state_fd);
 
 /* Both descriptors are borrowed, and nonblocking reads of the first will be made. */
 int fuse_refuse_begin(int connection_fd, int state_fd,

@@ -594,6 +594,7 @@ int fuse_server_hand_over(struct fuse_server *server, int *ret_connection_fd, in
 	pool_keep_unlinked(server->pool, true);
 	fuse_notifier_stop(server);
 	m->stopped_usec = time_monotonic_usec();
+	m->is_expected = true;
 	atomic_store(&server->stopping, true);
 	fuse_workers_wake(server);
 	/* Requests that wait for space would keep us; the next daemon gets them again. */

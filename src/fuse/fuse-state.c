@@ -33,7 +33,7 @@
 #include "fuse/fuse-internal.h"
 #include "util/cleanup.h"
 
-#define STATE_MAGIC UINT64_C(0x31657461745370dd) /* its last digit but one: the layout */
+#define STATE_MAGIC UINT64_C(0x32657461745370dd) /* its last digit but one: the layout */
 #define STATE_HANDLES (1u << 18)
 #define STATE_CHANGES 64u
 #define HANDLE_INDEX_SHIFT FUSE_HANDLE_ID_BITS

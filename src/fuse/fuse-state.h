@@ -45,6 +45,7 @@ int fuse_state_fd(const struct fuse_state *state);
 /* ---- the mount; only while it is started or handed over ---- */
 
 #define FUSE_STATE_INIT_MAX 256
+#define FUSE_STATE_STARTS 64u
 
 struct fuse_state_mount {
 	uint64_t mount_id;
@@ -56,6 +57,10 @@ struct fuse_state_mount {
 	uint32_t nr_restarts;  /* daemons that took the mount over */
 	uint64_t stopped_usec; /* monotonic: service was handed over; 0: it broke off */
 	uint64_t last_pause_usec;
+	/* When daemons went on after one that died: a ring.  See fuse_refuse_is_due(). */
+	uint64_t starts_usec[FUSE_STATE_STARTS];
+	uint32_t nr_starts;
+	uint8_t is_expected; /* the next one: the mount was handed over */
 };
 struct fuse_state_mount *fuse_state_mount(struct fuse_state *state);
 

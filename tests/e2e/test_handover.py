@@ -521,6 +521,50 @@ class ServiceManager:
 
 
 @pytest.mark.quick
+def test_a_crash_loop_under_a_service_manager_ends_in_errors(bench):
+    pooldir = pool_with(bench, '[daemon]\nrestart_limit = 3\n')
+    mnt = bench.tmp / 'mnt'
+    mnt.mkdir()
+    manager = ServiceManager(bench, pooldir, mnt)
+
+    def crash(times):
+        for _ in range(times):
+            manager.proc.kill()
+            manager.proc.wait()
+            manager.start()
+    try:
+        manager.start()
+        open(mnt / 'v', 'wb').close()
+        f = open(mnt / 'v', 'r+b', buffering=0)
+        f.write(b'v' * 1000)
+        crash(2)
+        manager.proc.send_signal(signal.SIGUSR2)  # a hand-over is no death
+        manager.await_line(b'READY=1')
+        assert os.pread(f.fileno(), 1000, 0) == b'v' * 1000
+        crash(1)
+        for attempt in (lambda: os.stat(mnt / 'w'), lambda: os.pread(f.fileno(), 5, 65536)):
+            with pytest.raises(OSError) as e:
+                attempt()
+            assert e.value.errno == errno.EIO
+        manager.proc.send_signal(signal.SIGUSR2)
+        manager.await_line(b'READY=1')
+        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        assert os.pread(f.fileno(), 1000, 0) == b'v' * 1000
+        crash(3)
+        assert failing(lambda: os.stat(mnt / 'w'))
+        manager.proc.terminate()
+        manager.await_line(b'STOPPING=1')
+        assert manager.proc.wait(60) == 0
+        assert not os.path.ismount(mnt)
+        f.close()
+    finally:
+        manager.end()
+        if os.path.ismount(mnt):
+            run('umount', '-l', mnt)
+    run(THINPOOLCTL, 'check', pooldir)
+
+
+@pytest.mark.quick
 def test_a_service_manager_keeps_the_mount(bench):
     pooldir = pool_with(bench)
     mnt = bench.tmp / 'mnt'

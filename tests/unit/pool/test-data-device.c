@@ -439,5 +439,6 @@ int main(void)
 		T(no_write_is_missed_between_flushes),
 	};
 
+	cmocka_set_message_output(CM_OUTPUT_TAP);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
