@@ -36,7 +36,7 @@ static const char interface_description[] =
 	"  metadata_reserve: int, read_only: bool, catalog: bool, virtual_total: int,\n"
 	"  low_water_data: int, data_is_low: bool, low_water_metadata: int,\n"
 	"  metadata_is_low: bool, cache: object, statistics: object, settings: object,\n"
-	"  pressure: ?object, longest_throttle_usec: int\n"
+	"  pressure: ?object, longest_throttle_usec: int, transport: string\n"
 	")\n"
 	"method List() -> (volumes: []Volume)\n"
 	"method Create(name: string, size: int) -> (id: int)\n"
@@ -109,7 +109,8 @@ struct method {
 static json_t *get_status(struct control_call *call, json_t *parameters)
 {
 	(void)parameters;
-	return reply_parameters(status_document(call->pool, call->pressure));
+	return reply_parameters(status_document(call->pool, call->pressure,
+						call->service->transport(call->service->ctx)));
 }
 
 static json_t *list(struct control_call *call, json_t *parameters)

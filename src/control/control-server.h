@@ -26,6 +26,8 @@ struct control_service {
 	/* Hand the mount over to a new daemon; *@ret_restarts: how often that has been done. */
 	int (*restart)(void *ctx, unsigned *ret_restarts, struct tp_error *error);
 	void (*get_restarts)(void *ctx, unsigned *ret_restarts, uint64_t *ret_pause_usec);
+	/* How requests come from the kernel, in a word. */
+	const char *(*transport)(void *ctx);
 	void *ctx;
 };
 

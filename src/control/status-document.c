@@ -82,14 +82,14 @@ static json_t *settings_object(const struct pool_status *s)
 			 (double)s->no_space_timeout_usec / USEC_PER_SEC);
 }
 
-json_t *status_document(struct pool *pool, struct pressure *pressure)
+json_t *status_document(struct pool *pool, struct pressure *pressure, const char *transport)
 {
 	struct pool_status s;
 
 	pool_get_status(pool, &s);
 	return json_pack(
 		"{ss so so sb sI ss sI sI sI sI sI sI sI sI sI sI sb sb sI sI sb sI sb s{sI sI "
-		"sI sI sI} so so so sI}",
+		"sI sI sI} so so so sI ss}",
 		"mode", pool_mode_name(s.mode), "reason", control_text(s.reason), "remedy",
 		control_text(s.remedy), "needs_check", s.needs_check, "longest_abort_usec",
 		number(s.longest_abort_usec), "version", TP_VERSION, "pid",
@@ -106,7 +106,7 @@ json_t *status_document(struct pool *pool, struct pressure *pressure)
 		number(s.cache_hits), "misses", number(s.cache_misses), "shrunk",
 		number(s.cache_shrunk), "statistics", statistics_object(&s.stats), "settings",
 		settings_object(&s), "pressure", pressure_object(pressure), "longest_throttle_usec",
-		number(s.longest_throttle_usec));
+		number(s.longest_throttle_usec), "transport", transport);
 }
 
 /* The origin's name, or null: none, or it is gone. */
@@ -176,9 +176,9 @@ json_t *list_document(struct pool *pool)
 	return sorted(array);
 }
 
-char *status_render_json(struct pool *pool, struct pressure *pressure)
+char *status_render_json(struct pool *pool, struct pressure *pressure, const char *transport)
 {
-	json_t *document = status_document(pool, pressure);
+	json_t *document = status_document(pool, pressure, transport);
 	char *flat = document ? json_dumps(document, JSON_INDENT(2)) : NULL, *text = NULL;
 
 	if (flat && asprintf(&text, "%s\n", flat) < 0)
@@ -210,7 +210,7 @@ static void print_pressure(FILE *f, struct pressure *pressure)
 		s.runs, format_size(s.given_back, size, sizeof(size)), s.longest_hold_usec);
 }
 
-char *status_render_text(struct pool *pool, struct pressure *pressure)
+char *status_render_text(struct pool *pool, struct pressure *pressure, const char *transport)
 {
 	char a[FORMAT_SIZE_MAX], b[FORMAT_SIZE_MAX], c[FORMAT_SIZE_MAX];
 	struct pool_status s;
@@ -252,6 +252,7 @@ char *status_render_text(struct pool *pool, struct pressure *pressure)
 			s.metadata_is_low ? "metadata" : "");
 	fprintf(f, "volumes      %u, %s together\n", s.nr_volumes,
 		format_size(s.virtual_total, a, sizeof(a)));
+	fprintf(f, "transport    %s\n", transport);
 	fprintf(f, "transaction  %" PRIu64 "\n", s.transaction_id);
 	if (s.held_root)
 		fprintf(f, "held root    %" PRIu64 ": a metadata snapshot is held\n", s.held_root);

@@ -7,7 +7,8 @@
  * Units:    bytes, in every key that counts space.
  * Errors:   NULL: no memory.
  *
- * A pressure thread of NULL says that there is none.
+ * A pressure thread of NULL says that there is none.  The transport is how requests come from the
+ * kernel, in a word.
  */
 #ifndef TP_CONTROL_STATUS_DOCUMENT_H
 #define TP_CONTROL_STATUS_DOCUMENT_H
@@ -19,14 +20,17 @@
 #include "util/lock-class.h"
 
 /* The object of status --json.  NULL: no memory.  The caller owns the reference. */
-json_t *status_document(struct pool *pool, struct pressure *pressure) TP_TAKES(catalog);
+json_t *status_document(struct pool *pool, struct pressure *pressure, const char *transport)
+	TP_TAKES(catalog);
 
 /* The array of list --json, in order of name.  NULL: no memory. */
 json_t *list_document(struct pool *pool) TP_TAKES(catalog);
 
 /* For .thinpool/status.json and .thinpool/status: strings that the caller frees.  NULL: no memory.
  */
-char *status_render_json(struct pool *pool, struct pressure *pressure) TP_TAKES(catalog);
-char *status_render_text(struct pool *pool, struct pressure *pressure) TP_TAKES(catalog);
+char *status_render_json(struct pool *pool, struct pressure *pressure, const char *transport)
+	TP_TAKES(catalog);
+char *status_render_text(struct pool *pool, struct pressure *pressure, const char *transport)
+	TP_TAKES(catalog);
 
 #endif

@@ -226,6 +226,8 @@ int ctl_print_status(json_t *s)
 		r = add_throttle(table, s);
 	if (!r && json_is_object(json_object_get(s, "pressure")))
 		r = add_pressure(table, json_object_get(s, "pressure"));
+	if (!r)
+		r = add_fact(table, "transport", text_of(s, "transport"));
 	snprintf(line, sizeof(line), "%" PRIu64, number_of(s, "pid"));
 	if (!r)
 		r = add_fact(table, "pid", line);

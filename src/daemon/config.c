@@ -226,6 +226,7 @@ static const struct value_kind kind_level = { parse_level_value, print_level_val
 static const char *const yes_no_words[] = { "no", "yes", NULL };
 static const char *const no_space_words[] = { "error", "queue", NULL };
 static const char *const discard_words[] = { "passdown", "no_passdown", "ignore", NULL };
+static const char *const io_uring_words[] = { "auto", "yes", "no", NULL };
 static const char *const cache_words[] = { "pages", "none", NULL };
 
 #define FIELD(f) .offset = offsetof(struct config, f)
@@ -259,6 +260,10 @@ static const struct config_key keys[] = {
 	  .expected = "pages or none" },
 	{ "fuse", "allow_other", "no", FIELD(allow_other), .kind = &kind_bool,
 	  .words = yes_no_words, .expected = "yes or no" },
+	{ "fuse", "io_uring", "auto", FIELD(io_uring), .kind = &kind_word, .words = io_uring_words,
+	  .expected = "auto, yes or no" },
+	{ "fuse", "io_uring_depth", "320", FIELD(io_uring_depth), .kind = &kind_count, .min = 1,
+	  .max = 960, .expected = "a number from 1 to 960" },
 	{ "reclaim", "psi", "yes", FIELD(psi), .kind = &kind_bool, .words = yes_no_words,
 	  .expected = "yes or no" },
 	{ "reclaim", "cgroup", "yes", FIELD(cgroup), .kind = &kind_bool, .words = yes_no_words,

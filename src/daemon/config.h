@@ -24,6 +24,7 @@
 #include "util/log.h"
 
 enum config_cache { CONFIG_CACHE_PAGES, CONFIG_CACHE_NONE };
+enum config_io_uring { CONFIG_IO_URING_AUTO, CONFIG_IO_URING_YES, CONFIG_IO_URING_NO };
 
 struct config {
 	/* [pool] */
@@ -38,6 +39,8 @@ struct config {
 	unsigned workers;
 	enum config_cache cache;
 	bool allow_other;
+	enum config_io_uring io_uring; /* between the kernel and the daemon */
+	unsigned io_uring_depth;       /* requests of one CPU in work at a time */
 	/* [reclaim] */
 	bool psi, cgroup, watch, request;
 	uint64_t stall_usec, timer_usec; /* timer 0: none */

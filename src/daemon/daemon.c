@@ -79,18 +79,31 @@ static void pool_event(void *ctx, const struct pool_event *event)
 		fuse_server_event(fuse, event);
 }
 
+/* Of requests; also while the mount is being made, when a file of it can be read already. */
+static const char *transport(void *ctx)
+{
+	struct daemon *d = ctx;
+	struct fuse_server *fuse = d->fuse;
+	struct fuse_server_stats s;
+
+	if (!fuse)
+		return "none yet";
+	fuse_server_get_stats(fuse, &s);
+	return s.over_uring ? "io_uring" : "/dev/fuse";
+}
+
 static char *render_status_text(void *ctx)
 {
 	struct daemon *d = ctx;
 
-	return status_render_text(d->pool, d->pressure);
+	return status_render_text(d->pool, d->pressure, transport(d));
 }
 
 static char *render_status_json(void *ctx)
 {
 	struct daemon *d = ctx;
 
-	return status_render_json(d->pool, d->pressure);
+	return status_render_json(d->pool, d->pressure, transport(d));
 }
 
 static char *render_metrics(void *ctx)
@@ -103,6 +116,8 @@ static char *render_metrics(void *ctx)
 		fuse_server_get_stats(fuse, &s);
 	const struct metric more[] = {
 		{ "fuse_requests_total", "Requests read from the kernel", s.requests },
+		{ "fuse_over_io_uring", "Whether requests come over io_uring, not /dev/fuse",
+		  s.over_uring },
 		{ "fuse_handed_over_total", "Requests that another thread answered",
 		  s.handed_over },
 		{ "fuse_starved_total", "Times a thread was out of request buffers", s.starved },
@@ -306,6 +321,13 @@ static void keep_mount(void *ctx, int connection_fd, int state_fd)
 	legacy_store(LEGACY_STATE, state_fd);
 }
 
+/* A mount over io_uring cannot be kept, so it is not, unless the user would rather have it so. */
+static bool wants_uring(const struct config *cfg)
+{
+	return cfg->io_uring == CONFIG_IO_URING_YES ||
+	       (cfg->io_uring == CONFIG_IO_URING_AUTO && !notify_is_possible());
+}
+
 static int start_fuse(struct daemon *d, const struct daemon_options *o, struct tp_error *error)
 {
 	struct fuse_server_options options = {
@@ -319,6 +341,7 @@ static int start_fuse(struct daemon *d, const struct daemon_options *o, struct t
 		.connection_fd = d->legacy.fds[LEGACY_CONNECTION],
 		.state_fd = d->legacy.fds[LEGACY_STATE],
 		.keep = keep_mount,
+		.uring_depth = wants_uring(&o->config) ? o->config.io_uring_depth : 0,
 		.files = d->files,
 		.nr_files = ARRAY_SIZE(d->files),
 		.drop_pages_limit_usec = o->config.page_cache ? o->config.page_cache_limit_usec : 0,
@@ -378,8 +401,16 @@ static void reload(struct daemon *d)
 /* Only to a program that starts: another would not get the mount back on its feet. */
 static int begin_hand_over(struct daemon *d, struct tp_error *error)
 {
-	int r = d->check_successor ? d->check_successor(d->ctx, error) : -EOPNOTSUPP;
+	int r;
 
+	if (!fuse_server_can_hand_over(d->fuse))
+		r = tp_error(
+			error, -EOPNOTSUPP,
+			"'%s' is served over io_uring, and the kernel hands such a mount to no "
+			"other process: umount it, and set io_uring = no in [fuse]",
+			d->mountpoint);
+	else
+		r = d->check_successor ? d->check_successor(d->ctx, error) : -EOPNOTSUPP;
 	if (r) {
 		log_err("no hand-over: %s", error->text[0] ? error->text : strerror(-r));
 		return r;
@@ -465,9 +496,9 @@ static int watch_for_the_end(struct daemon *d, struct tp_error *error)
 
 static int start_control(struct daemon *d, struct tp_error *error)
 {
-	const struct control_service service = { .restart = restart,
-						 .get_restarts = get_restarts,
-						 .ctx = d };
+	const struct control_service service = {
+		.restart = restart, .get_restarts = get_restarts, .transport = transport, .ctx = d
+	};
 
 	return control_server_create(d->q, d->pool, d->pressure, &service, d->socket_path,
 				     &d->control, error);

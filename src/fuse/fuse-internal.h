@@ -5,6 +5,7 @@
  *	fuse-session.c   life of a server: options, INIT, start, stop
  *	fuse-mount.c     mount and unmount, by mount(2) or fusermount3
  *	fuse-reactor.c   workers: requests in, buffers, hand-over between threads
+ *	fuse-uring.c     requests and answers over io_uring instead of /dev/fuse
  *	fuse-fs.c        names, attributes, directories
  *	fuse-io.c        open files: read, write, fallocate, fsync, lseek
  *	fuse-node.c      inode numbers, open volumes, attributes of a volume
@@ -32,6 +33,7 @@
 #include "fuse/fuse-mount.h"
 #include "fuse/fuse-session.h"
 #include "fuse/fuse-state.h"
+#include "fuse/fuse-uring-abi.h"
 #include "io/io-queue.h"
 #include "util/lock-class.h"
 
@@ -102,11 +104,25 @@ struct fuse_slot {
 		struct fuse_change *change;
 		void (*done)(struct pool_command *cmd, int r);
 	} step;
+
+	/* For good it belongs to a queue of the kernel's: see fuse-uring.c. */
+	bool is_entry;
+	struct {
+		bool is_busy; /* holds a request; else the kernel has it */
+		bool is_answered;
+		uint16_t qid;
+		struct io_command command;
+		struct iovec iov[2];
+		struct fuse_uring_header header;
+	} entry;
 };
 
 #define FUSE_REQUEST_OFFSET (FUSE_PAGE - FUSE_WRITE_HEADER)
 #define FUSE_SLOT_BYTES (FUSE_PAGE + FUSE_MAX_WRITE + FUSE_PAGE)
-_Static_assert(sizeof(struct fuse_slot) <= FUSE_REQUEST_OFFSET, "a slot fits before its request");
+/* The longest request without its payload: of an entry, whose header says where that starts. */
+#define FUSE_HEADERS_MAX (sizeof(struct fuse_in_header) + 128)
+_Static_assert(sizeof(struct fuse_slot) <= FUSE_PAGE - FUSE_HEADERS_MAX,
+	       "a slot fits before its request");
 
 static inline char *fuse_slot_payload(struct fuse_slot *slot)
 {
@@ -116,7 +132,9 @@ static inline char *fuse_slot_payload(struct fuse_slot *slot)
 /* Of the request in it; with FUSE_RESENT. */
 static inline uint64_t fuse_slot_unique(const struct fuse_slot *slot)
 {
-	const struct fuse_in_header *in = (const void *)((const char *)slot + FUSE_REQUEST_OFFSET);
+	const struct fuse_in_header *in =
+		slot->is_entry ? (const void *)slot->entry.header.in_out
+			       : (const void *)((const char *)slot + FUSE_REQUEST_OFFSET);
 
 	return in->unique;
 }
@@ -152,10 +170,11 @@ struct fuse_worker {
 	unsigned nr_made;          /* slots [0, nr_made) of memory exist */
 	unsigned nr_busy;          /* taken and not known to be back */
 	char *memory;
-	char *overflow;         /* pages lent to a slot that a large request is read to */
-	unsigned small_batches; /* in a row, see consider_rest() */
-	atomic_bool resting;    /* does not watch until called */
-	atomic_bool is_starved; /* does not watch until a slot comes back */
+	char *overflow;               /* pages lent to a slot that a large request is read to */
+	unsigned small_batches;       /* in a row, see consider_rest() */
+	atomic_bool resting;          /* does not watch until called */
+	atomic_bool is_starved;       /* does not watch until a slot comes back */
+	atomic_bool has_entries_back; /* entries of it are on "returned" */
 	atomic_ulong requests, starved;
 	atomic_size_t touched;     /* sum of the slots' */
 	atomic_size_t trim_wanted; /* bytes of free slots that somebody asks for */
@@ -171,6 +190,24 @@ struct fuse_worker {
 	uint64_t trims_asked TP_GUARDED_BY(lc_fuse), trims_done TP_GUARDED_BY(lc_fuse);
 	pthread_cond_t trim_cond;
 };
+
+static inline struct fuse_slot *fuse_slot_at(const struct fuse_worker *w, unsigned index)
+{
+	return (struct fuse_slot *)(void *)(w->memory + (size_t)index * FUSE_SLOT_BYTES);
+}
+
+static inline unsigned fuse_slot_index(const struct fuse_slot *slot)
+{
+	return (unsigned)((size_t)((const char *)slot - slot->worker->memory) / FUSE_SLOT_BYTES);
+}
+
+/* What an entry's request is called in place of the kernel's number, which has no such bit. */
+#define FUSE_ENTRY_NUMBER (UINT64_C(1) << 62)
+
+static inline uint64_t fuse_slot_number(const struct fuse_slot *slot)
+{
+	return FUSE_ENTRY_NUMBER | (uint64_t)slot->worker->index << 32 | fuse_slot_index(slot);
+}
 
 /* Payload pages of @slot, which the caller has taken, are used now: its first @bytes. */
 static inline void fuse_slot_touch(struct fuse_slot *slot, size_t bytes)
@@ -257,6 +294,13 @@ struct fuse_server {
 	const struct fuse_init_in *offer;
 	bool adopting; /* an earlier daemon has answered it */
 
+	/* fuse-uring.c.  Constant once started, but for has_failed. */
+	bool over_uring; /* agreed on with the kernel */
+	struct {
+		unsigned nr_queues, depth; /* entries of each */
+		atomic_bool has_failed;    /* a queue could not be had: everything over /dev/fuse */
+	} uring;
+
 	atomic_bool ended, stopping;
 	atomic_bool withholding; /* answers that only mean that service ends: see send_message() */
 
@@ -337,6 +381,26 @@ void fuse_worker_await_trim(struct fuse_worker *w) TP_TAKES(completion);
 struct io_queue *fuse_queue_self(void) TP_TAKES(bufio);
 
 void fuse_slot_submit_io(struct fuse_slot *slot) TP_TAKES(throttle);
+
+/* Neither has the mount gone nor is service to end. */
+bool fuse_server_going_on(const struct fuse_server *server);
+/* For fuse-uring.c: a slot never used before; NULL: there is none.  By its worker. */
+struct fuse_slot *fuse_slot_make(struct fuse_worker *w);
+/* Have the request @buf in @slot carried out, by its worker. */
+void fuse_worker_process(struct fuse_slot *slot, const struct fuse_buf *buf);
+
+/* ---- fuse-uring.c ---- */
+
+/* The CPUs in a list like "0-3,8"; 0: it is none. */
+unsigned fuse_uring_parse_cpus(const char *text);
+/* Whether the kernel, if it offers it, can be asked for queues of @depth entries. */
+bool fuse_uring_prepare(struct fuse_server *server, unsigned depth) TP_TAKES(bufio);
+/* Give the kernel the entries of a worker's queues; by that worker, once. */
+void fuse_uring_register(struct fuse_worker *w);
+/* The answer is complete, or there is none: the kernel takes it, and may fill the entry anew. */
+void fuse_uring_give_back(struct fuse_slot *slot);
+/* Put an answer into its entry.  Returns its length. */
+ssize_t fuse_uring_answer(struct fuse_server *server, const struct iovec *iov, int count);
 
 /* ---- fuse-node.c ---- */
 

@@ -2,6 +2,9 @@
 /*
  * fuse-reactor.c - the workers: requests in, buffers, hand-over between threads
  *
+ * This is how requests come over /dev/fuse; fuse-uring.c has the other way, in which slots are
+ * entries of the kernel's queues.
+ *
  * All workers read one nonblocking connection (cloned descriptors would break a later
  * hand-over to a new daemon).  A worker reads requests in batches, starts them, and sleeps in
  * io_queue_run() until data I/O has ended or there are new requests.  Nothing here waits for
@@ -70,34 +73,46 @@ static _Thread_local struct fuse_worker *this_worker;
 
 /* -------------------------------------------------------------------- slots */
 
-static struct fuse_slot *make_slot(struct fuse_worker *w)
+struct fuse_slot *fuse_slot_make(struct fuse_worker *w)
 {
 	struct fuse_slot *slot;
 
 	if (w->nr_made == FUSE_SLOTS_PER_WORKER)
 		return NULL;
-	slot = (struct fuse_slot *)(void *)(w->memory + (size_t)w->nr_made++ * FUSE_SLOT_BYTES);
+	slot = fuse_slot_at(w, w->nr_made++);
 	slot->worker = w;
 	slot->server = w->server;
 	return slot;
 }
 
-/* Move what other threads gave back to the free list; ask to be woken by the next, or not. */
-static bool collect_returned(struct fuse_worker *w, bool wants_wake)
+static void put_slot(struct fuse_worker *w, struct fuse_slot *slot)
 {
+	if (slot->is_entry)
+		fuse_uring_give_back(slot);
+	else
+		SLIST_INSERT_HEAD(&w->free, slot, link);
+}
+
+/* Move what other threads gave back to the free list; ask to be woken by the next, or not. */
+static bool collect_returned(struct fuse_worker *w, bool wants_wake) TP_TAKES(fuse)
+{
+	struct fuse_slot_list returned;
 	struct fuse_slot *slot;
-	bool any = false;
+	bool any;
 
 	lock_fuse(&w->lock);
-	while ((slot = SLIST_FIRST(&w->returned))) {
-		SLIST_REMOVE_HEAD(&w->returned, link);
-		SLIST_INSERT_HEAD(&w->free, slot, link);
-		any = true;
-	}
+	returned = w->returned;
+	SLIST_INIT(&w->returned);
 	w->nr_busy -= w->nr_returned;
 	w->nr_returned = 0;
 	w->wants_wake = wants_wake;
 	unlock_fuse(&w->lock);
+
+	any = !SLIST_EMPTY(&returned);
+	while ((slot = SLIST_FIRST(&returned))) {
+		SLIST_REMOVE_HEAD(&returned, link);
+		put_slot(w, slot);
+	}
 	return any;
 }
 
@@ -112,12 +127,7 @@ static struct fuse_slot *get_slot(struct fuse_worker *w)
 		SLIST_REMOVE_HEAD(&w->free, link);
 		return slot;
 	}
-	return make_slot(w);
-}
-
-static void put_slot(struct fuse_worker *w, struct fuse_slot *slot)
-{
-	SLIST_INSERT_HEAD(&w->free, slot, link);
+	return fuse_slot_make(w);
 }
 
 struct fuse_slot *fuse_slot_take(fuse_req_t req)
@@ -136,15 +146,14 @@ struct fuse_slot *fuse_slot_take(fuse_req_t req)
 static struct fuse_in_header *taken_header(const struct fuse_slot *slot)
 {
 	const struct fuse_worker *w = slot->worker;
-	size_t number = (size_t)((const char *)slot - w->memory) / FUSE_SLOT_BYTES;
 
-	return fuse_state_taken(w->server->state, w->index, (unsigned)number);
+	return fuse_state_taken(w->server->state, w->index, fuse_slot_index(slot));
 }
 
 /* The request has been answered, or needs no answer. */
 static void not_taken_any_more(const struct fuse_slot *slot)
 {
-	if (!slot->server->can_resend)
+	if (!slot->server->can_resend && !slot->is_entry)
 		taken_header(slot)->unique = 0;
 }
 
@@ -166,7 +175,9 @@ void fuse_slot_end(struct fuse_slot *slot)
 	SLIST_INSERT_HEAD(&w->returned, slot, link);
 	w->nr_returned++;
 	w->handed_over++;
-	if (w->wants_wake) {
+	if (slot->is_entry)
+		atomic_store(&w->has_entries_back, true);
+	if (w->wants_wake || slot->is_entry) {
 		w->wants_wake = false;
 		io_queue_wake(w->queue);
 	}
@@ -191,6 +202,20 @@ static size_t trim_slot(struct fuse_worker *w, struct fuse_slot *slot)
 	return bytes;
 }
 
+/* Entries that the kernel has: it fills them from within our own calls only. */
+static size_t trim_entries(struct fuse_worker *w, size_t wanted)
+{
+	size_t done = 0;
+
+	for (unsigned i = 0; i < w->nr_made && done < wanted; i++) {
+		struct fuse_slot *slot = fuse_slot_at(w, i);
+
+		if (slot->is_entry && !slot->entry.is_busy && slot->touched)
+			done += trim_slot(w, slot);
+	}
+	return done;
+}
+
 /*
  * Give back @wanted bytes of free slots, those first that have been idle for longest: they are
  * at the end of the list.
@@ -201,6 +226,10 @@ static size_t trim_free_slots(struct fuse_worker *w, size_t wanted) TP_TAKES(fus
 	size_t there = 0, done = 0;
 
 	collect_returned(w, false);
+	if (w->server->over_uring) {
+		done = trim_entries(w, wanted);
+		wanted -= done;
+	}
 	SLIST_FOREACH(slot, &w->free, link)
 	there += slot->touched;
 	SLIST_FOREACH(slot, &w->free, link)
@@ -351,13 +380,30 @@ static ssize_t read_into(struct fuse_worker *w, struct fuse_slot *slot, char *me
  * The length that the header tells is that of what was read, for whoever goes by it.  A name
  * ends where the request does: after it come the rests of an earlier one.
  */
-static void bound_request(struct fuse_buf *buf)
+static void bound_request(const struct fuse_buf *buf)
 {
 	struct fuse_in_header *in = buf->mem;
 
 	in->len = (uint32_t)buf->size;
 	if (in->opcode != FUSE_WRITE)
 		((char *)buf->mem)[buf->size] = '\0';
+}
+
+void fuse_worker_process(struct fuse_slot *slot, const struct fuse_buf *buf)
+{
+	struct fuse_worker *w = slot->worker;
+
+	bound_request(buf);
+	w->filling = slot;
+	atomic_store_explicit(&w->requests,
+			      atomic_load_explicit(&w->requests, memory_order_relaxed) + 1,
+			      memory_order_relaxed);
+	fuse_session_process_buf(w->server->session, buf);
+	if (w->filling) { /* answered without needing it */
+		not_taken_any_more(slot);
+		put_slot(w, slot);
+		w->filling = NULL;
+	}
 }
 
 /* Returns how much data the request moves; 0: there is nothing more to read now. */
@@ -387,20 +433,10 @@ static size_t read_request(struct fuse_worker *w)
 	}
 
 	buf.size = (size_t)n;
-	bound_request(&buf);
 	payload = payload_of(&buf);
 	if (buf.size > FUSE_WRITE_HEADER)
 		fuse_slot_touch(slot, buf.size);
-	w->filling = slot;
-	atomic_store_explicit(&w->requests,
-			      atomic_load_explicit(&w->requests, memory_order_relaxed) + 1,
-			      memory_order_relaxed);
-	fuse_session_process_buf(server->session, &buf);
-	if (w->filling) { /* answered without needing it */
-		not_taken_any_more(slot);
-		put_slot(w, slot);
-		w->filling = NULL;
-	}
+	fuse_worker_process(slot, &buf);
 	return payload;
 }
 
@@ -480,7 +516,7 @@ static void update_watch(struct fuse_worker *w) TP_TAKES(fuse)
 	}
 }
 
-static bool going_on(const struct fuse_server *server)
+bool fuse_server_going_on(const struct fuse_server *server)
 {
 	return !atomic_load_explicit(&server->ended, memory_order_acquire) &&
 	       !atomic_load_explicit(&server->stopping, memory_order_acquire);
@@ -493,9 +529,10 @@ static void finish(struct fuse_worker *w) TP_TAKES(bufio)
 	for (;;) {
 		collect_returned(w, true);
 		if (!w->nr_busy)
-			return;
+			break;
 		io_queue_run(w->queue, UINT64_MAX);
 	}
+	io_queue_kick(w->queue); /* answers in entries */
 }
 
 /* Other threads wake the queue under the lock, so that it is not destroyed under their hands. */
@@ -530,9 +567,14 @@ static void *worker_main(void *arg)
 				      .ready = connection_ready };
 
 	tp_lock_hold_begin(w, LC_completion); /* every request is waited for until it is answered */
-	while (going_on(w->server)) {
+	if (w->server->over_uring)
+		fuse_uring_register(w);
+	while (fuse_server_going_on(w->server)) {
 		unsigned nr;
 
+		if (atomic_load(&w->has_entries_back) &&
+		    atomic_exchange(&w->has_entries_back, false))
+			collect_returned(w, false);
 		update_watch(w);
 		nr = io_queue_run(w->queue, IDLE_TRIM_USEC);
 		if (unlikely(atomic_load_explicit(&w->trim_wanted, memory_order_relaxed)))
@@ -603,6 +645,8 @@ int fuse_workers_start(struct fuse_server *server)
 	for (unsigned i = 0; i < server->nr_workers && !r; i++) {
 		struct fuse_worker *w = &server->workers[i];
 
+		/* A queue each, and hardly anything over the connection. */
+		atomic_store(&w->resting, server->over_uring && i > 0);
 		r = -pthread_create(&w->thread, NULL, worker_main, w);
 		w->started = !r;
 	}

@@ -8,6 +8,7 @@
  *
  *	HANDLE_KILLPRIV_V2    else the kernel asks for security.capability before every write
  *	DIRECT_IO_ALLOW_MMAP  shared mappings of files opened without the page cache
+ *	OVER_IO_URING         see fuse-uring.c
  *
  * A mount that an earlier daemon has served is gone on with: INIT, which the kernel sends only
  *once, is kept, and given to libfuse again; its answer goes nowhere.  Then the kernel is asked to
@@ -67,6 +68,10 @@ static void complete_init(const struct fuse_server *server, struct fuse_init_out
 		out->flags |= FUSE_INIT_EXT;
 		out->flags2 |= offer->flags2 & INIT2_DIRECT_IO_ALLOW_MMAP;
 	}
+	if (server->over_uring) {
+		out->flags |= FUSE_INIT_EXT;
+		out->flags2 |= FUSE_INIT2_OVER_IO_URING;
+	}
 }
 
 /* Keep what was agreed on, or compare it with what is to be from the next mount on. */
@@ -117,6 +122,8 @@ static ssize_t send_message(int fd, struct iovec *iov, int count, void *userdata
 		if (settle_init(server, &iov[1]))
 			return length_of(iov, count);
 	}
+	if (((const struct fuse_out_header *)iov[0].iov_base)->unique & FUSE_ENTRY_NUMBER)
+		return fuse_uring_answer(server, iov, count);
 	if (unlikely(withheld(server, iov)))
 		return length_of(iov, count);
 	n = writev(fd, iov, count);
@@ -169,8 +176,13 @@ static int process_init(struct fuse_server *server, char *memory, size_t bytes)
 	return fuse_session_exited(server->session) ? -EPROTO : 0;
 }
 
+static bool offers_uring(const struct fuse_init_in *offer)
+{
+	return offer->flags & FUSE_INIT_EXT && offer->flags2 & FUSE_INIT2_OVER_IO_URING;
+}
+
 /* Wait for INIT and answer it. */
-static int serve_init(struct fuse_server *server)
+static int serve_init(struct fuse_server *server, unsigned uring_depth)
 {
 	struct fuse_state_mount *m = fuse_state_mount(server->state);
 	struct pollfd pfd = { .fd = server->fd, .events = POLLIN };
@@ -191,6 +203,8 @@ static int serve_init(struct fuse_server *server)
 		return -EPROTO;
 	memcpy(m->request, memory, (size_t)n);
 	m->request_bytes = (uint32_t)n;
+	server->over_uring = offers_uring((const void *)(memory + sizeof(struct fuse_in_header))) &&
+			     uring_depth && fuse_uring_prepare(server, uring_depth);
 	return process_init(server, memory, (size_t)n);
 }
 
@@ -370,14 +384,14 @@ static int make_mount(struct fuse_server *server, const struct fuse_server_optio
 			      &server->mount, &server->fd, error);
 	if (r)
 		return r;
-	if (options->keep)
-		options->keep(options->keep_ctx, server->fd, fuse_state_fd(server->state));
 	r = make_session(server);
 	if (!r)
-		r = serve_init(server);
+		r = serve_init(server, options->uring_depth);
 	if (r)
 		return tp_error(error, r, "cannot come to terms with the kernel's FUSE: %s",
 				strerror(-r));
+	if (options->keep && !server->over_uring)
+		options->keep(options->keep_ctx, server->fd, fuse_state_fd(server->state));
 	m = fuse_state_mount(server->state);
 	m->by_helper = geteuid() != 0;
 	snprintf(m->path, sizeof(m->path), "%s", fuse_mount_path(server->mount));
@@ -579,6 +593,11 @@ void fuse_server_stop(struct fuse_server *server, uint64_t grace_usec)
 	server_disconnect(server);
 }
 
+bool fuse_server_can_hand_over(const struct fuse_server *server)
+{
+	return !server->over_uring;
+}
+
 int fuse_server_hand_over(struct fuse_server *server, int *ret_connection_fd, int *ret_state_fd)
 {
 	struct fuse_state_mount *m = fuse_state_mount(server->state);
@@ -618,6 +637,7 @@ void fuse_server_get_stats(struct fuse_server *server, struct fuse_server_stats 
 {
 	struct fuse_server_stats s = { .open_volumes = atomic_load(&server->nr_open_volumes) };
 
+	s.over_uring = server->over_uring && !atomic_load(&server->uring.has_failed);
 	s.restarts = fuse_state_mount(server->state)->nr_restarts;
 	s.last_pause_usec = fuse_state_mount(server->state)->last_pause_usec;
 	for (unsigned i = 0; i < server->nr_workers; i++) {

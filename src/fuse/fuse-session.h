@@ -59,10 +59,15 @@ struct fuse_server_options {
 	 * over in any case.  0: make a new mount.
 	 */
 	int connection_fd, state_fd;
-	/* A new mount was made: both descriptors are to be kept by whoever starts the next daemon.
-	 * Called before the mount answers; may be NULL. */
+	/* A new mount was made that can be gone on with: both descriptors are to be kept by whoever
+	 * starts the next daemon.  Called before the mount answers; may be NULL. */
 	void (*keep)(void *ctx, int connection_fd, int state_fd);
 	void *keep_ctx;
+	/*
+	 * If the kernel offers FUSE over io_uring: take it, with so many requests of one CPU in
+	 * work at a time.  Such a mount cannot be handed over, and is not kept.  0: do not.
+	 */
+	unsigned uring_depth;
 	bool no_resend; /* do as on a kernel that cannot send requests again; for tests */
 	const struct fuse_virtual_file *files; /* names are borrowed until the server is gone */
 	unsigned nr_files;
@@ -73,6 +78,7 @@ struct fuse_server_options {
 	uint64_t drop_pages_limit_usec, drop_pages_interval_usec;
 };
 
+#define FUSE_URING_DEPTH_MAX 960
 #define FUSE_WORKERS_DEFAULT 2
 #define FUSE_WORKERS_MAX 64
 
@@ -100,6 +106,9 @@ int fuse_server_end_fd(const struct fuse_server *server);
  */
 void fuse_server_stop(struct fuse_server *server, uint64_t grace_usec) TP_EXCLUDES_ALL;
 
+/* False: the mount ends with this daemon, because requests come over io_uring. */
+bool fuse_server_can_hand_over(const struct fuse_server *server);
+
 /*
  * End the service, but not the mount: requests that were taken are answered, others wait for the
  * next daemon.  Otherwise as fuse_server_stop().  The descriptors are the caller's.
@@ -121,6 +130,7 @@ struct fuse_server_stats {              /* since this daemon began to serve */
 	uint64_t starved;               /* times a worker was out of request buffers */
 	uint64_t notices, notices_dropped;
 	unsigned open_volumes;
+	bool over_uring;          /* else over /dev/fuse */
 	unsigned restarts;        /* daemons that took over since the mount */
 	uint64_t last_pause_usec; /* in the last hand-over; 0: none, or a daemon died */
 };

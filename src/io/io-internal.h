@@ -32,6 +32,8 @@ struct io_backend {
 	 * collect what did.  0, -EINTR, or an error that the next call may not see again.
 	 */
 	int (*wait)(struct io_queue *q, uint64_t timeout_usec);
+	/* Give @cmd to the kernel.  False: no room now, ask again later.  NULL: it has none. */
+	bool (*command)(struct io_queue *q, struct io_command *cmd);
 	/* @w is off the list already. */
 	void (*unwatch)(struct io_queue *q, struct io_watch *w);
 	/* Free @q itself. */
@@ -40,6 +42,7 @@ struct io_backend {
 
 STAILQ_HEAD(io_request_list, io_request);
 LIST_HEAD(io_watch_list, io_watch);
+STAILQ_HEAD(io_command_list, io_command);
 
 /* First member of every backend's queue. */
 struct io_queue {
@@ -51,6 +54,10 @@ struct io_queue {
 	unsigned nr_done;               /* of these: on the done list */
 	struct io_request_list waiting; /* for room in the backend */
 	struct io_request_list done;
+
+	struct io_command_list commands_waiting; /* for room in the backend */
+	struct io_command_list commands_done;
+	unsigned nr_commands_done;
 
 	struct io_watch_list watches; /* wake_watch is one of them */
 	unsigned nr_watches, nr_fired;
@@ -74,6 +81,8 @@ void io_queue_start(struct io_queue *q, struct io_request *io);
 /* For backends: a started request has ended, or has to be started anew later. */
 void io_queue_ended(struct io_queue *q, struct io_request *io, int r);
 void io_queue_start_later(struct io_queue *q, struct io_request *io);
+/* For backends: the driver's answer. */
+void io_queue_command_ended(struct io_queue *q, struct io_command *cmd, int r);
 /* For backends: the answer to an armed watch. */
 void io_queue_fired(struct io_queue *q, struct io_watch *w, short revents);
 

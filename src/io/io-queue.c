@@ -60,6 +60,8 @@ static int queue_init(struct io_queue *q, unsigned depth)
 	q->depth = depth;
 	STAILQ_INIT(&q->waiting);
 	STAILQ_INIT(&q->done);
+	STAILQ_INIT(&q->commands_waiting);
+	STAILQ_INIT(&q->commands_done);
 	LIST_INIT(&q->watches);
 	q->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (q->wake_fd < 0)
@@ -220,6 +222,55 @@ const char *io_queue_backend_name(const struct io_queue *q)
 	return q->backend->name;
 }
 
+/* ---------------------------------------------------------------- commands */
+
+bool io_queue_has_commands(const struct io_queue *q)
+{
+	return q->backend->command;
+}
+
+void io_queue_command(struct io_queue *q, struct io_command *cmd)
+{
+	assert_owner(q);
+	if (!STAILQ_EMPTY(&q->commands_waiting) || !q->backend->command(q, cmd))
+		STAILQ_INSERT_TAIL(&q->commands_waiting, cmd, link);
+}
+
+void io_queue_command_ended(struct io_queue *q, struct io_command *cmd, int r)
+{
+	cmd->result = r;
+	q->nr_commands_done++;
+	STAILQ_INSERT_TAIL(&q->commands_done, cmd, link);
+}
+
+static void give_waiting_commands(struct io_queue *q)
+{
+	struct io_command *cmd;
+
+	while ((cmd = STAILQ_FIRST(&q->commands_waiting))) {
+		STAILQ_REMOVE_HEAD(&q->commands_waiting, link);
+		if (!q->backend->command(q, cmd)) {
+			STAILQ_INSERT_HEAD(&q->commands_waiting, cmd, link);
+			return;
+		}
+	}
+}
+
+/* As with requests: those done by now. */
+static unsigned call_back_commands(struct io_queue *q)
+{
+	unsigned nr = 0, limit = q->nr_commands_done;
+	struct io_command *cmd;
+
+	while (nr < limit && (cmd = STAILQ_FIRST(&q->commands_done))) {
+		STAILQ_REMOVE_HEAD(&q->commands_done, link);
+		q->nr_commands_done--;
+		nr++;
+		cmd->done(cmd, cmd->result);
+	}
+	return nr;
+}
+
 /* ----------------------------------------------------------------- watches */
 
 void io_queue_watch(struct io_queue *q, struct io_watch *w)
@@ -331,9 +382,13 @@ unsigned io_queue_run(struct io_queue *q, uint64_t timeout_usec)
 		left = timeout_usec = UINT64_MAX;
 
 	for (;;) {
+		bool any = q->nr_done || q->nr_fired || q->nr_commands_done;
+
 		start_waiting(q);
-		r = q->backend->wait(q, q->nr_done || q->nr_fired ? 0 : left);
+		give_waiting_commands(q);
+		r = q->backend->wait(q, any ? 0 : left);
 		nr = call_back_done(q);
+		nr += call_back_commands(q);
 		nr += call_back_fired(q);
 		if (q->woken || r == -EINTR)
 			break;

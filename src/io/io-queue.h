@@ -122,6 +122,32 @@ void io_queue_watch(struct io_queue *q, struct io_watch *w);
 /* On return @ready will not be called again and @w may be freed. */
 void io_queue_unwatch(struct io_queue *q, struct io_watch *w);
 
+/*
+ * A command that a driver in the kernel understands (IORING_OP_URING_CMD), given by descriptor.
+ * Like a watch it does not count as in flight: it may take for ever, and @done is not called for
+ * those that the end of the queue finds under way.
+ */
+#define IO_COMMAND_BYTES 32 /* of the command area, which has 80 */
+
+struct io_command {
+	int fd;
+	uint32_t op;
+	const void *address; /* what the driver expects here */
+	uint32_t length;
+	uint8_t area[IO_COMMAND_BYTES];
+	void (*done)(struct io_command *cmd, int r); /* by io_queue_run(); @r: the driver's */
+
+	/* private to io/ */
+	int result;
+	STAILQ_ENTRY(io_command) link;
+};
+
+/* Whether this backend, on this kernel, has commands. */
+bool io_queue_has_commands(const struct io_queue *q);
+
+/* Only if it has.  Never blocks; goes to the kernel with the next run or kick. */
+void io_queue_command(struct io_queue *q, struct io_command *cmd);
+
 /* "io_uring" or "system calls", for status. */
 const char *io_queue_backend_name(const struct io_queue *q);
 

@@ -14,6 +14,7 @@
  *	watch     the watch's id; not its address, because the completion of a poll
  *	          that was cancelled may arrive when the watch has been freed
  *	ignore    cancellations
+ *	command   the address of the io_command
  *
  * The completion ring cannot overflow for good: the kernel keeps what does not fit
  * (IORING_FEAT_NODROP, older than anything accepted here).
@@ -24,6 +25,7 @@
 #include <liburing.h>
 #include <poll.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "util/clock.h"
 
@@ -32,7 +34,14 @@ struct uring_queue {
 	struct io_uring ring;
 };
 
-enum { TAG_REQUEST, TAG_WATCH, TAG_IGNORE, TAG_BITS = 2, TAG_MASK = (1 << TAG_BITS) - 1 };
+enum {
+	TAG_REQUEST,
+	TAG_WATCH,
+	TAG_IGNORE,
+	TAG_COMMAND,
+	TAG_BITS = 2,
+	TAG_MASK = (1 << TAG_BITS) - 1
+};
 
 /* Small rings cost as much as this one, and watches need room too. */
 enum { MIN_ENTRIES = 16, MAX_ENTRIES = 4096 };
@@ -166,6 +175,11 @@ static void request_completed(struct io_queue *q, struct io_request *io, int res
 		io_queue_start_later(q, io);
 }
 
+static struct io_command *command_of(uint64_t user_data)
+{
+	return (struct io_command *)(uintptr_t)(user_data & ~(uint64_t)TAG_MASK);
+}
+
 static void reap(struct uring_queue *u)
 {
 	struct io_uring_cqe *cqe;
@@ -185,10 +199,29 @@ static void reap(struct uring_queue *u)
 		case TAG_WATCH:
 			watch_completed(&u->base, user_data >> TAG_BITS, res);
 			break;
+		case TAG_COMMAND:
+			io_queue_command_ended(&u->base, command_of(user_data), res);
+			break;
 		default:
 			break;
 		}
 	}
+}
+
+/* ---------------------------------------------------------------- commands */
+
+/* The area for the command is the second half of an entry. */
+static bool uring_command(struct io_queue *q, struct io_command *cmd)
+{
+	struct io_uring_sqe *sqe = get_sqe(uring_queue(q));
+
+	if (unlikely(!sqe))
+		return false;
+	io_uring_prep_rw(IORING_OP_URING_CMD, sqe, cmd->fd, cmd->address, cmd->length, 0);
+	sqe->cmd_op = cmd->op;
+	memcpy(sqe->cmd, cmd->area, sizeof(cmd->area));
+	sqe->user_data = (uintptr_t)cmd | TAG_COMMAND;
+	return true;
 }
 
 static int submit_and_wait(struct uring_queue *u, uint64_t timeout_usec)
@@ -233,8 +266,19 @@ static void uring_destroy(struct io_queue *q)
 	free(u);
 }
 
+/* On rings with entries of the ordinary size. */
+static const struct io_backend uring_backend_without_commands = {
+	.name = "io_uring",
+	.start = uring_start,
+	.kick = uring_kick,
+	.wait = uring_wait,
+	.unwatch = uring_unwatch,
+	.destroy = uring_destroy,
+};
+
 static const struct io_backend uring_backend = {
 	.name = "io_uring",
+	.command = uring_command,
 	.start = uring_start,
 	.kick = uring_kick,
 	.wait = uring_wait,
@@ -247,7 +291,8 @@ static int ring_init(struct io_uring *ring, unsigned depth)
 {
 	static const unsigned wishes[] = {
 		IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
-			IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SUBMIT_ALL | IORING_SETUP_CLAMP,
+			IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SUBMIT_ALL | IORING_SETUP_CLAMP |
+			IORING_SETUP_SQE128,
 		IORING_SETUP_CLAMP,
 	};
 	unsigned entries = MIN(MAX(depth, (unsigned)MIN_ENTRIES), (unsigned)MAX_ENTRIES);
@@ -280,7 +325,8 @@ int uring_queue_alloc(unsigned depth, struct io_queue **ret_q)
 	}
 	/* Saves looking the ring's descriptor up in each call; as well without. */
 	(void)io_uring_register_ring_fd(&u->ring);
-	u->base.backend = &uring_backend;
+	u->base.backend = u->ring.flags & IORING_SETUP_SQE128 ? &uring_backend
+							      : &uring_backend_without_commands;
 	*ret_q = &u->base;
 	return 0;
 }

@@ -4,6 +4,7 @@
  *
  *	bare FILE MOUNTPOINT          every request goes to FILE, through one io_uring
  *	bare --null SIZE MOUNTPOINT   every request is answered from memory
+ *	bare --io-uring N ...         requests and answers over the io_uring, N entries a CPU
  *
  * MOUNTPOINT is a file; the mount's root is a file too.  It uses the transport of thinpoold: a
  * nonblocking /dev/fuse, requests read so that the payload of a WRITE starts at a page, data
@@ -30,6 +31,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "fuse/fuse-uring-abi.h"
+
 enum { PAGE = 4096, WRITE_HEADER = 80, MAX_WRITE = 1 << 20, NR_SLOTS = 512, BATCH = 32 };
 
 /* As in thinpoold: the structure and the request's header in page 0, the payload from page 1. */
@@ -38,6 +41,10 @@ struct slot {
 	uint64_t unique;
 	uint32_t length;
 	bool is_read;
+	bool is_entry; /* of a queue of the kernel's; then: */
+	uint16_t qid;
+	struct iovec iov[2];
+	struct fuse_uring_header header;
 };
 enum { SLOT_BYTES = PAGE + MAX_WRITE };
 
@@ -46,7 +53,8 @@ static struct {
 	uint64_t size;
 	struct io_uring ring;
 	struct slot *free;
-	unsigned queued;
+	unsigned queue_depth; /* 0: everything over /dev/fuse */
+	struct slot *serving;
 	bool ended;
 } server;
 
@@ -61,6 +69,45 @@ static char *payload(struct slot *slot)
 	return (char *)slot + PAGE;
 }
 
+static struct io_uring_sqe *get_sqe(void)
+{
+	struct io_uring_sqe *sqe = io_uring_get_sqe(&server.ring);
+
+	if (!sqe) {
+		io_uring_submit(&server.ring);
+		sqe = io_uring_get_sqe(&server.ring);
+	}
+	return sqe;
+}
+
+static void command(struct slot *slot, uint32_t op)
+{
+	struct io_uring_sqe *sqe = get_sqe();
+	struct fuse_uring_command cmd = { .qid = slot->qid,
+					  .commit_id = slot->header.entry.commit_id };
+
+	memset(sqe, 0, 2 * sizeof(*sqe));
+	sqe->opcode = IORING_OP_URING_CMD;
+	sqe->fd = server.fuse_fd;
+	sqe->cmd_op = op;
+	if (op == FUSE_URING_REGISTER) {
+		sqe->addr = (uintptr_t)slot->iov;
+		sqe->len = 2;
+	}
+	memcpy(sqe->cmd, &cmd, sizeof(cmd));
+	io_uring_sqe_set_data(sqe, (char *)slot + 1);
+}
+
+static void commit(struct slot *slot, const struct fuse_out_header *out, const void *data,
+		   size_t bytes)
+{
+	memcpy(slot->header.in_out, out, sizeof(*out));
+	if (data && data != payload(slot))
+		memcpy(payload(slot), data, bytes);
+	slot->header.entry.payload_bytes = (uint32_t)bytes;
+	command(slot, FUSE_URING_COMMIT_AND_FETCH);
+}
+
 static void reply(uint64_t unique, int error, const void *data, size_t bytes)
 {
 	struct fuse_out_header out = {
@@ -73,6 +120,10 @@ static void reply(uint64_t unique, int error, const void *data, size_t bytes)
 		{ .iov_base = (void *)(uintptr_t)data, .iov_len = bytes },
 	};
 
+	if (server.serving && server.serving->is_entry) {
+		commit(server.serving, &out, data, bytes);
+		return;
+	}
 	/* ENOENT: the request was interrupted or the mount is gone. */
 	if (writev(server.fuse_fd, iov, bytes ? 2 : 1) < 0 && errno != ENOENT && errno != ENODEV)
 		die("answer");
@@ -88,6 +139,7 @@ static void end(struct slot *slot, int res)
 {
 	struct fuse_write_out out = { .size = slot->length };
 
+	server.serving = slot;
 	if (res < 0)
 		reply(slot->unique, res, NULL, 0);
 	else if (slot->is_read)
@@ -96,18 +148,9 @@ static void end(struct slot *slot, int res)
 		reply(slot->unique, 0, &out, sizeof(out));
 	else
 		reply(slot->unique, 0, NULL, 0);
-	put_slot(slot);
-}
-
-static struct io_uring_sqe *get_sqe(void)
-{
-	struct io_uring_sqe *sqe = io_uring_get_sqe(&server.ring);
-
-	if (!sqe) {
-		io_uring_submit(&server.ring);
-		sqe = io_uring_get_sqe(&server.ring);
-	}
-	return sqe;
+	server.serving = NULL;
+	if (!slot->is_entry)
+		put_slot(slot);
 }
 
 /* ---------------------------------------------------------------- operations */
@@ -122,6 +165,23 @@ static void fill_attr(struct fuse_attr *attr)
 		.nlink = 1,
 		.blksize = PAGE,
 	};
+}
+
+static void register_entries(void)
+{
+	long nr_cpus = sysconf(_SC_NPROCESSORS_CONF);
+
+	for (long i = 0; i < nr_cpus * server.queue_depth; i++) {
+		struct slot *slot = server.free;
+
+		server.free = slot->next;
+		slot->is_entry = true;
+		slot->qid = (uint16_t)(i % nr_cpus);
+		slot->iov[0] = (struct iovec){ .iov_base = &slot->header,
+					       .iov_len = sizeof(slot->header) };
+		slot->iov[1] = (struct iovec){ .iov_base = payload(slot), .iov_len = MAX_WRITE };
+		command(slot, FUSE_URING_REGISTER);
+	}
 }
 
 static void do_init(uint64_t unique, const struct fuse_init_in *in)
@@ -141,7 +201,17 @@ static void do_init(uint64_t unique, const struct fuse_init_in *in)
 		.max_pages = MAX_WRITE / PAGE,
 	};
 
+	if (server.queue_depth) {
+		if (!(in->flags2 & FUSE_INIT2_OVER_IO_URING)) {
+			errno = ENOTSUP;
+			die("FUSE over io_uring");
+		}
+		out.flags |= FUSE_INIT_EXT;
+		out.flags2 |= FUSE_INIT2_OVER_IO_URING;
+	}
 	reply(unique, 0, &out, sizeof(out));
+	if (server.queue_depth)
+		register_entries();
 }
 
 /* Returns whether the slot is kept. */
@@ -232,10 +302,8 @@ static void do_statfs(uint64_t unique)
 }
 
 /* Returns whether the slot is kept. */
-static bool serve(struct slot *slot, const struct fuse_in_header *in)
+static bool serve(struct slot *slot, const struct fuse_in_header *in, const void *arg)
 {
-	const void *arg = in + 1;
-
 	slot->unique = in->unique;
 	switch (in->opcode) {
 	case FUSE_READ:
@@ -294,9 +362,25 @@ static bool read_request(void)
 		return false;
 	}
 	server.free = slot->next;
-	if (!serve(slot, (const void *)at))
+	if (!serve(slot, (const void *)at, at + sizeof(struct fuse_in_header)))
 		put_slot(slot);
 	return true;
+}
+
+static void entry_filled(struct slot *slot, int res)
+{
+	const struct fuse_in_header *in = (const void *)slot->header.in_out;
+
+	if (res < 0) {
+		if (res != -ENOTCONN && res != -ECANCELED) {
+			errno = -res;
+			die("queue");
+		}
+		return;
+	}
+	server.serving = slot;
+	(void)serve(slot, in, slot->header.op_in);
+	server.serving = NULL;
 }
 
 static void run(void)
@@ -320,6 +404,10 @@ static void run(void)
 			int res = cqe->res;
 
 			io_uring_cqe_seen(&server.ring, cqe);
+			if ((uintptr_t)slot & 1) {
+				entry_filled((struct slot *)(void *)((char *)slot - 1), res);
+				continue;
+			}
 			if (slot) {
 				if (res >= 0 && slot->length && (uint32_t)res != slot->length)
 					res = -EIO;
@@ -359,10 +447,18 @@ static void set_up_mount(const char *mountpoint)
 
 int main(int argc, char **argv)
 {
-	const bool null = argc == 4 && !strcmp(argv[1], "--null");
 	struct io_uring_params params = { .flags = IORING_SETUP_SINGLE_ISSUER |
 						   IORING_SETUP_DEFER_TASKRUN };
 	struct stat st;
+	bool null;
+
+	if (argc > 3 && !strcmp(argv[1], "--io-uring")) {
+		server.queue_depth = (unsigned)strtoul(argv[2], NULL, 0);
+		params.flags |= IORING_SETUP_SQE128;
+		argc -= 2;
+		argv += 2;
+	}
+	null = argc == 4 && !strcmp(argv[1], "--null");
 
 	if (argc != 3 && !null) {
 		fprintf(stderr, "usage: bare FILE MOUNTPOINT | bare --null SIZE MOUNTPOINT\n");

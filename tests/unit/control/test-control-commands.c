@@ -60,9 +60,16 @@ static void fake_get_restarts(void *ctx, unsigned *ret_restarts, uint64_t *ret_p
 	*ret_pause_usec = 1000 * s->restarts;
 }
 
+static const char *fake_transport(void *ctx)
+{
+	(void)ctx;
+	return "pigeons";
+}
+
 static struct fake_service fake = { .restarts = 4 };
 static const struct control_service service = { .restart = fake_restart,
 						.get_restarts = fake_get_restarts,
+						.transport = fake_transport,
 						.ctx = &fake };
 
 /* The reply to @request, as JSON with sorted keys, which is good until the next call. */

@@ -55,7 +55,7 @@ static void the_status_has_its_keys(void **state)
 		"metadata_used", "metadata_total", "metadata_reserve",
 		"virtual_total"
 	};
-	json_t *s = status_document(*state, NULL);
+	json_t *s = status_document(*state, NULL, "/dev/fuse");
 
 	assert_non_null(s);
 	for (size_t i = 0; i < ARRAY_SIZE(numbers); i++)
@@ -66,6 +66,7 @@ static void the_status_has_its_keys(void **state)
 	assert_int_equal(json_object_size(json_object_get(s, "statistics")),
 			 sizeof(struct pool_stats) / sizeof(uint64_t));
 	assert_int_equal(json_object_size(json_object_get(s, "cache")), 5);
+	assert_string_equal(json_string_value(json_object_get(s, "transport")), "/dev/fuse");
 	json_decref(s);
 }
 
@@ -128,10 +129,11 @@ static void the_files_are_text_and_json(void **state)
 	json_t *parsed;
 
 	command(*state, POOL_CREATE, "v", "");
-	text = status_render_text(*state, NULL);
-	json = status_render_json(*state, NULL);
+	text = status_render_text(*state, NULL, "/dev/fuse");
+	json = status_render_json(*state, NULL, "/dev/fuse");
 	assert_non_null(strstr(text, "mode         rw\n"));
 	assert_non_null(strstr(text, "volumes      1, 1M together\n"));
+	assert_non_null(strstr(text, "transport    /dev/fuse\n"));
 	assert_int_equal(text[strlen(text) - 1], '\n');
 	parsed = json_loads(json, 0, NULL);
 	assert_int_equal(json_integer_value(json_object_get(parsed, "virtual_total")), 1 << 20);

@@ -63,6 +63,8 @@ static void defaults_are_the_documented_ones(void **state)
 	assert_int_equal(cfg.workers, 2);
 	assert_int_equal(cfg.cache, CONFIG_CACHE_PAGES);
 	assert_false(cfg.allow_other);
+	assert_int_equal(cfg.io_uring, CONFIG_IO_URING_AUTO);
+	assert_int_equal(cfg.io_uring_depth, 320);
 	assert_true(cfg.lock_memory);
 	assert_int_equal(cfg.log_level, LOG_LEVEL_INFO);
 }
@@ -87,6 +89,8 @@ static void every_key_is_read(void **state)
 		   "workers = 7\n"
 		   "cache = none\n"
 		   "allow_other = yes\n"
+		   "io_uring = yes\n"
+		   "io_uring_depth = 960\n"
 		   "[daemon]\n"
 		   "lock_memory = no\n"
 		   "log_level = debug\n");
@@ -105,6 +109,8 @@ static void every_key_is_read(void **state)
 	assert_int_equal(cfg.workers, 7);
 	assert_int_equal(cfg.cache, CONFIG_CACHE_NONE);
 	assert_true(cfg.allow_other);
+	assert_int_equal(cfg.io_uring, CONFIG_IO_URING_YES);
+	assert_int_equal(cfg.io_uring_depth, 960);
 	assert_false(cfg.lock_memory);
 	assert_int_equal(cfg.log_level, LOG_LEVEL_DEBUG);
 }

@@ -7,6 +7,7 @@
  *	make=NAME:SIZE      begin with a volume
  *	keep=FD             send connection and state to this socket
  *	adopt=FD,FD         go on with the mount of these
+ *	uring=DEPTH         over io_uring, if the kernel offers it
  *	noresend            as on a kernel that cannot send requests again
  *
  * Prints "ready", then "ok ..." or "error ERRNO" for each line read:
@@ -106,10 +107,10 @@ static void print_counts(struct pool *pool, struct fuse_server *server)
 	fuse_server_get_stats(server, &s);
 	printf("ok reads=%lu writes=%lu durable=%lu flushes=%lu punches=%lu zeroes=%lu "
 	       "allocates=%lu commits=%lu unaligned=%lu volumes=%u references=%u requests=%lu "
-	       "handed_over=%lu starved=%lu notices=%lu dropped=%lu open=%u\n",
+	       "handed_over=%lu starved=%lu notices=%lu dropped=%lu open=%u uring=%d\n",
 	       c.reads, c.writes, c.durable_writes, c.flushes, c.punches, c.zeroes, c.allocates,
 	       c.commits, c.unaligned_buffers, c.volumes, c.references, s.requests, s.handed_over,
-	       s.starved, s.notices, s.notices_dropped, s.open_volumes);
+	       s.starved, s.notices, s.notices_dropped, s.open_volumes, s.over_uring);
 }
 
 /* Returns the grace in microseconds to stop with, or -1 to go on. */
@@ -202,6 +203,8 @@ static int take_extra(const char *word, struct pool *pool, struct fuse_server_op
 
 	if (!strcmp(word, "noresend")) {
 		options->no_resend = true;
+	} else if (sscanf(word, "uring=%u", &options->uring_depth) == 1) {
+		return 0;
 	} else if (sscanf(word, "keep=%d", &keep_socket) == 1) {
 		options->keep = keep;
 		options->keep_ctx = &keep_socket;

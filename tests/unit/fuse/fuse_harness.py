@@ -1,6 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the tests of the mounted FUSE layer share: the daemon, checks, running with a watchdog."""
+"""
+What the tests of the mounted FUSE layer share: the daemon, checks, running with a watchdog.
+
+TP_FUSE_URING: the depth of queues with which requests are to come over io_uring.
+"""
+import contextlib
 import ctypes
 import errno
 import os
@@ -16,6 +21,9 @@ import traceback
 
 TEST_TIMEOUT = 120  # seconds; ASan and a shared machine included
 FUSECTL = '/sys/fs/fuse/connections'
+
+URING = os.environ.get('TP_FUSE_URING')
+OFFERS_URING = '/sys/module/fuse/parameters/enable_uring'
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -62,18 +70,38 @@ def eventually(fn, text, seconds=10):
         time.sleep(0.01)
 
 
+@contextlib.contextmanager
+def uring_offered():
+    """What is mounted in here may use io_uring, also afterwards."""
+    with open(OFFERS_URING, 'r+') as f:
+        before = f.read()
+        f.seek(0)
+        f.write('Y')
+        f.flush()
+        try:
+            yield
+        finally:
+            f.seek(0)
+            f.write(before)
+
+
 class Mount:
     daemon = None
 
     def __init__(self, mode='pages', workers=2, *more, path=None, pass_fds=()):
         self.path = path or tempfile.mkdtemp(prefix='tp-fuse-')
-        self.p = subprocess.Popen([self.daemon, self.path, mode, str(workers), *more],
-                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                  pass_fds=pass_fds)
-        self.first = self.line()
+        if URING:
+            more = more[:1] or ('rw',), (f'uring={URING}',), more[1:]
+            more = [word for words in more for word in words]
+        with uring_offered() if URING else contextlib.nullcontext():
+            self.p = subprocess.Popen([self.daemon, self.path, mode, str(workers), *more],
+                                      stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                      pass_fds=pass_fds)
+            self.first = self.line()
         self.connection = None
         if self.first == 'ready':
             self.connection = self.find_connection()
+            same(self.counts()['uring'], int(bool(URING)), 'over io_uring')
 
     def line(self):
         return self.p.stdout.readline().strip()
@@ -181,6 +209,9 @@ def in_threads(n, fn):
 def prepare():
     if os.geteuid() or not os.path.exists('/dev/fuse'):
         print('1..0 # SKIP needs root and /dev/fuse')
+        sys.exit(77)
+    if URING and not os.path.exists(OFFERS_URING):
+        print('1..0 # SKIP this kernel has no FUSE over io_uring')
         sys.exit(77)
     if not os.path.ismount(FUSECTL):
         subprocess.run(['mount', '-t', 'fusectl', 'fusectl', FUSECTL], check=False)

@@ -4,6 +4,7 @@
  */
 #include "io-fixture.h"
 
+#include <netinet/in.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -449,6 +450,61 @@ static void each_thread_has_a_queue_of_its_own(void **state)
 	io_device_close(dev);
 }
 
+struct tracked_command {
+	struct io_command cmd;
+	unsigned nr_done;
+	int r;
+};
+
+static void command_done(struct io_command *cmd, int r)
+{
+	struct tracked_command *t = container_of(cmd, struct tracked_command, cmd);
+
+	t->nr_done++;
+	t->r = r;
+}
+
+/* What SIOCINQ asks for, as a command (Linux 6.7): the bytes of the next datagram. */
+static void a_command_ends_with_the_answer_of_its_driver(void **state)
+{
+	enum { NR = 1000, OP_SIOCINQ = 0 }; /* more than there is room for at once */
+	static struct tracked_command commands[NR];
+	struct fixture *f = *state;
+	struct sockaddr_in to = { .sin_family = AF_INET,
+				  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	socklen_t length = sizeof(to);
+	int sock = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), other = eventfd(0, EFD_CLOEXEC);
+	unsigned nr = 0;
+
+	if (!io_queue_has_commands(f->q)) {
+		assert_string_equal(io_queue_backend_name(f->q), "system calls");
+		goto out;
+	}
+	assert_int_equal(bind(sock, (struct sockaddr *)&to, sizeof(to)), 0);
+	assert_int_equal(getsockname(sock, (struct sockaddr *)&to, &length), 0);
+	assert_int_equal(sendto(sock, "12345", 5, 0, (struct sockaddr *)&to, length), 5);
+	for (unsigned i = 0; i < NR; i++) {
+		commands[i] = (struct tracked_command){ .cmd = { .fd = i % 2 ? sock : other,
+								 .op = OP_SIOCINQ,
+								 .done = command_done } };
+		io_queue_command(f->q, &commands[i].cmd);
+	}
+	assert_int_equal(commands[0].nr_done, 0); /* not before a run */
+	assert_int_equal(io_queue_in_flight(f->q), 0);
+	while (nr < NR)
+		nr += io_queue_run(f->q, 1000000);
+	for (unsigned i = 0; i < NR; i++) {
+		assert_int_equal(commands[i].nr_done, 1);
+		if (i % 2 == 0)
+			assert_int_equal(commands[i].r, -EOPNOTSUPP); /* it has no commands */
+		else if (commands[i].r != -EOPNOTSUPP)
+			assert_int_equal(commands[i].r, 5);
+	}
+out:
+	close(sock);
+	close(other);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -469,6 +525,7 @@ int main(void)
 		ON_BOTH_BACKENDS(an_unwatched_watch_is_never_called),
 		ON_BOTH_BACKENDS(runs_that_find_something_hold_nothing_up),
 		ON_BOTH_BACKENDS(each_thread_has_a_queue_of_its_own),
+		ON_BOTH_BACKENDS(a_command_ends_with_the_answer_of_its_driver),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);
