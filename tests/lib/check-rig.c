@@ -49,11 +49,13 @@ void report_free(struct report *report)
 
 struct io_device *fixture_image(const char *name)
 {
-	char dir[] = "/tmp/tp-check-XXXXXX", path[512];
+	const char *parent = getenv("TMPDIR");
+	char dir[128], path[512];
 	struct io_device *dev;
 	struct stat st;
 	int fd;
 
+	snprintf(dir, sizeof(dir), "%s/tp-check-XXXXXX", parent ? parent : "/tmp");
 	TP_INVARIANT(mkdtemp(dir));
 	snprintf(path, sizeof(path), "tar --zstd -xf '%s/%s.tar.zst' -C %s ./meta.img", FIXTURES,
 		 name, dir);

@@ -29,11 +29,15 @@ static void must(bool ok, const char *what)
 struct thin_image thin_image_save(struct io_device *mem)
 {
 	static const char zeros[METADATA_BLOCK_SIZE];
-	struct thin_image image = { .path = "/tmp/thin-image-XXXXXX" };
+	const char *directory = getenv("TMPDIR");
+	struct thin_image image;
 	uint64_t size = io_device_size(mem);
 	const char *data = mem_device_data(mem);
-	int fd = mkstemp(image.path);
+	int fd;
 
+	snprintf(image.path, sizeof(image.path), "%s/thin-image-XXXXXX",
+		 directory ? directory : "/tmp");
+	fd = mkstemp(image.path);
 	must(fd >= 0, image.path);
 	must(ftruncate(fd, (off_t)size) == 0, image.path);
 	for (uint64_t at = 0; at + METADATA_BLOCK_SIZE <= size; at += METADATA_BLOCK_SIZE)

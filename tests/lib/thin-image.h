@@ -13,10 +13,10 @@ struct io_device;
 struct thin_metadata;
 
 struct thin_image {
-	char path[64];
+	char path[128];
 };
 
-/* Write a mem-device to a (sparse) temporary file; aborts if that is not possible. */
+/* Write a mem-device to a (sparse) file in TMPDIR, or else /tmp; aborts if that is not possible. */
 struct thin_image thin_image_save(struct io_device *mem);
 void thin_image_remove(struct thin_image *image);
 

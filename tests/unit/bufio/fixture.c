@@ -6,6 +6,7 @@
 
 #include <sched.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 atomic_bool released;
@@ -209,6 +210,18 @@ void await_reset_begun(struct fixture *f)
 {
 	while (!atomic_load(&f->c->resetting))
 		sched_yield();
+}
+
+void fail_descriptors(bool fail)
+{
+	static rlim_t before;
+	struct rlimit limit;
+
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+	if (fail)
+		before = limit.rlim_cur;
+	limit.rlim_cur = fail ? 0 : before;
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
 }
 
 /* ---- waiters ---- */

@@ -75,6 +75,8 @@ void *releasing_when_held(void *arg);
 /* Give a call that does not wait the time to return too early, then let the requests go. */
 void release_late(struct fixture *f);
 void await_reset_begun(struct fixture *f);
+/* No descriptor can be had any more, so no queue can be made; or it can again. */
+void fail_descriptors(bool fail);
 
 /* ---- waiters ---- */
 

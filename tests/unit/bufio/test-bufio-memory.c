@@ -68,6 +68,25 @@ static void unused_buffers_age_away(void **state)
 	assert_false(is_cached(f, 7));
 }
 
+/* A sweep after its last use starts the count. */
+static void a_buffer_ages_away_in_the_fifth_sweep_unused(void **state)
+{
+	struct fixture *f = *state;
+
+	read_word(f, 7);
+	read_word(f, 7);
+	bufio_prefetch(f->c, 100, 1); /* and never used */
+	run_own_queue();
+	for (unsigned i = 0; i < 4; i++) {
+		evict_aged(f->c);
+		assert_int_equal(stats(f).cached_bytes, 2 * METADATA_BLOCK_SIZE);
+	}
+	evict_aged(f->c);
+	assert_int_equal(stats(f).cached_bytes, METADATA_BLOCK_SIZE);
+	evict_aged(f->c);
+	assert_int_equal(stats(f).cached_bytes, 0);
+}
+
 static void reserve_is_used_without_memory_and_filled_again(void **state)
 {
 	struct fixture *f = *state;
@@ -259,6 +278,7 @@ int main(void)
 		FACT(above_the_limit_dirty_buffers_are_written_by_the_helper),
 		FACT(what_was_used_again_is_evicted_later),
 		FACT(unused_buffers_age_away),
+		FACT(a_buffer_ages_away_in_the_fifth_sweep_unused),
 		FACT(reserve_is_used_without_memory_and_filled_again),
 		FACT(prefetch_without_memory_is_dropped),
 		FACT(without_memory_dirty_buffers_are_written_to_go_on),

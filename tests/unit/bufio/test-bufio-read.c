@@ -145,6 +145,62 @@ static void waiter_of_a_synchronous_read_is_told_without_locks(void **state)
 	finish(&rel);
 }
 
+static void nothing_is_read_ahead_while_the_cache_is_reset(void **state)
+{
+	struct fixture *f = *state;
+	struct told t = { .w.done = tell };
+	struct actor a;
+
+	write_word(f, 7, 100);
+	fault_device_delay(f->dev, FAULT_OP(IO_WRITE));
+	bufio_write_dirty_buffers_async(f->c);
+	assert_true(fault_device_wait_held(f->dev, 1));
+	start(&a, f, 0, resetting);
+	await_reset_begun(f);
+	bufio_prefetch(f->c, 8, 1);
+	assert_int_equal(bufio_read_async(f->c, 8, &t.w), -EAGAIN);
+	release_late(f);
+	finish(&a);
+	assert_int_equal(nr_requests(f, IO_READ), 0);
+	assert_int_equal(t.calls, 0);
+	assert_int_equal(bufio_read_async(f->c, 8, &t.w), -EINPROGRESS);
+	run_own_queue();
+	assert_int_equal(t.calls, 1);
+}
+
+static void nothing_past_the_end_is_prefetched(void **state)
+{
+	struct fixture *f = *state;
+
+	bufio_prefetch(f->c, NR_BLOCKS, 1);
+	run_own_queue();
+	assert_int_equal(nr_requests(f, IO_READ), 0);
+}
+
+static void *reading_ahead(void *arg)
+{
+	struct actor *a = arg;
+	struct told t = { .w.done = tell };
+
+	bufio_prefetch(a->f->c, a->block, 1);
+	a->r = bufio_read_async(a->f->c, a->block, &t.w);
+	return NULL;
+}
+
+static void a_thread_without_a_queue_reads_nothing_ahead(void **state)
+{
+	struct fixture *f = *state;
+	struct actor a;
+
+	fail_descriptors(true);
+	start(&a, f, 7, reading_ahead);
+	finish(&a);
+	fail_descriptors(false);
+	assert_int_equal(a.r, -EMFILE);
+	assert_int_equal(nr_requests(f, IO_READ), 0);
+	assert_int_equal(read_word(f, 7), 7);
+}
+
 #define TRIES 200000u
 
 static atomic_uint nr_taken_for_good;
@@ -194,6 +250,9 @@ int main(void)
 		FACT(waiters_are_told_once_the_read_has_ended),
 		FACT(waiters_are_told_of_an_error),
 		FACT(waiter_of_a_synchronous_read_is_told_without_locks),
+		FACT(nothing_is_read_ahead_while_the_cache_is_reset),
+		FACT(nothing_past_the_end_is_prefetched),
+		FACT(a_thread_without_a_queue_reads_nothing_ahead),
 		FACT(a_failed_read_is_taken_for_good_by_nobody),
 	};
 

@@ -200,6 +200,34 @@ static void flush_goes_to_the_device_and_its_error_comes_back(void **state)
 	assert_int_equal(bufio_issue_flush(f->c), -EIO);
 }
 
+/* One by one, and with what follows a failure left dirty. */
+static void a_thread_without_a_queue_writes_all_the_same(void **state)
+{
+	static const mblock_t blocks[] = { 7, 8, 9, 20, 400 };
+	struct fixture *f = *state;
+	struct actor a;
+
+	for (unsigned i = 0; i < ARRAY_SIZE(blocks); i++)
+		write_word(f, blocks[i], 5000 + blocks[i]);
+	fault_device_add(f->dev, &(struct fault){ .ops = FAULT_OP(IO_WRITE),
+						  .offset = 8 * METADATA_BLOCK_SIZE,
+						  .length = 1,
+						  .count = 1 });
+	fail_descriptors(true);
+	start(&a, f, 0, writing);
+	finish(&a);
+	assert_int_equal(a.r, -EIO);
+	assert_int_equal(first_word(disk(f, 8)), 8);
+	assert_true(stats(f).dirty_bytes > 0);
+	start(&a, f, 0, writing);
+	finish(&a);
+	fail_descriptors(false);
+	assert_int_equal(a.r, 0);
+	for (unsigned i = 0; i < ARRAY_SIZE(blocks); i++)
+		assert_int_equal(first_word(disk(f, blocks[i])), 5000 + blocks[i]);
+	assert_int_equal(stats(f).dirty_bytes, 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -214,6 +242,7 @@ int main(void)
 		FACT(background_leaves_held_buffers_alone_a_flush_does_not),
 		FACT(foreign_callbacks_do_not_run_in_a_flush),
 		FACT(flush_goes_to_the_device_and_its_error_comes_back),
+		FACT(a_thread_without_a_queue_writes_all_the_same),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

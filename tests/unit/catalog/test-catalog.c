@@ -14,7 +14,7 @@
 #include <string.h>
 
 #include "abort-alone.h"
-#include "catalog/catalog.h"
+#include "catalog-rig.h"
 #include "fault-device.h"
 #include "io/device.h"
 #include "mem-device.h"
@@ -24,115 +24,9 @@
 #include "thinpoold/catalog-format.h"
 #include "util/crc32c.h"
 #include "util/le.h"
+#include "util/log.h"
 
-#define META_BYTES (8u << 20)
-#define KiB UINT64_C(1024)
 #define GiB (UINT64_C(1) << 30)
-
-/* ---- a pool: two devices, its metadata and its catalog ---- */
-
-struct rig {
-	struct io_device *meta, *data, *data_mem; /* data wraps data_mem */
-	struct thin_metadata *tmd;
-	struct catalog *c;
-	uint64_t block_bytes;
-};
-
-static void rig_open_tmd(struct rig *rig)
-{
-	struct thin_metadata_options options = { .cache_bytes = 1 << 20, .data = rig->data };
-
-	assert_int_equal(thin_metadata_open(rig->meta, &options, &rig->tmd, NULL), 0);
-}
-
-static void rig_open(struct rig *rig)
-{
-	rig_open_tmd(rig);
-	assert_int_equal(catalog_open(rig->tmd, rig->data, &rig->c), 0);
-}
-
-static void rig_shut(struct rig *rig)
-{
-	rig->c = catalog_close(rig->c);
-	assert_int_equal(thin_metadata_close(rig->tmd), 0);
-}
-
-static void rig_commit(struct rig *rig)
-{
-	assert_int_equal(thin_metadata_commit(rig->tmd), 0);
-	catalog_committed(rig->c);
-}
-
-static void rig_abort(struct rig *rig)
-{
-	assert_int_equal(abort_alone(rig->tmd), 0);
-	catalog_aborted(rig->c);
-}
-
-static void rig_reopen(struct rig *rig)
-{
-	rig_shut(rig);
-	rig_open(rig);
-}
-
-/* A pool without a catalog. */
-static void rig_format(struct rig *rig, uint64_t block_bytes, uint64_t nr_blocks)
-{
-	rig->block_bytes = block_bytes;
-	rig->meta = mem_device_create(META_BYTES);
-	rig->data_mem = mem_device_create(block_bytes * nr_blocks);
-	mem_device_set_alignment(rig->data_mem, 4096);
-	rig->data = fault_device_create(rig->data_mem);
-	assert_int_equal(
-		thin_metadata_format(rig->meta, (uint32_t)(block_bytes / SECTOR_SIZE), NULL), 0);
-	rig_open_tmd(rig);
-	assert_int_equal(thin_metadata_resize_data(rig->tmd, nr_blocks), 0);
-	assert_int_equal(thin_metadata_commit(rig->tmd), 0);
-}
-
-static void rig_make(struct rig *rig, uint64_t block_bytes, uint64_t nr_blocks)
-{
-	rig_format(rig, block_bytes, nr_blocks);
-	assert_int_equal(catalog_create(rig->tmd, rig->data), 0);
-	assert_int_equal(thin_metadata_commit(rig->tmd), 0);
-	assert_int_equal(catalog_open(rig->tmd, rig->data, &rig->c), 0);
-}
-
-static void rig_drop(struct rig *rig)
-{
-	rig_shut(rig);
-	io_device_close(rig->meta);
-	io_device_close(rig->data);
-}
-
-static void rig_end(struct rig *rig)
-{
-	assert_true(thin_device_is_clean(rig->meta));
-	rig_drop(rig);
-}
-
-/* What a crash at this moment leaves. */
-static void rig_crash_image(struct rig *rig, struct rig *image)
-{
-	image->block_bytes = rig->block_bytes;
-	image->meta = mem_device_clone(rig->meta);
-	image->data_mem = mem_device_clone(rig->data_mem);
-	image->data = fault_device_create(image->data_mem);
-	rig_open(image);
-}
-
-static uint64_t data_bytes_written(struct rig *rig)
-{
-	const struct fault_log_entry *log;
-	uint64_t bytes = 0;
-	size_t nr;
-
-	log = fault_device_log(rig->data, &nr);
-	for (size_t i = 0; i < nr; i++)
-		bytes += log[i].op == IO_WRITE || log[i].op == IO_ZERO ? log[i].length : 0;
-	fault_device_log_clear(rig->data);
-	return bytes;
-}
 
 /* ---- records ---- */
 
@@ -283,6 +177,31 @@ static void a_record_comes_back_as_it_was_put(void **state)
 	f = find(&rig, 77);
 	assert_int_equal(f.nr, 1);
 	assert_memory_equal(&f.rec, &rec, sizeof(rec));
+	rig_end(&rig);
+}
+
+static void a_name_may_fill_its_place_and_leaves_nothing_behind(void **state)
+{
+	char name[VOLUME_NAME_MAX + 1] = { 0 };
+	const struct disk_catalog_record *d;
+	struct catalog_record rec;
+	struct rig rig = { 0 };
+
+	(void)state;
+	memset(name, 'n', VOLUME_NAME_MAX);
+	rig_make(&rig, 64 * KiB, 16);
+	rec = record(5, name, 1);
+	assert_int_equal(catalog_put(rig.c, &rec), 0);
+	rig_commit(&rig);
+	rig_reopen(&rig);
+	assert_string_equal(find(&rig, 5).rec.name, name);
+	rec = record(5, "short", 1);
+	assert_int_equal(catalog_put(rig.c, &rec), 0);
+	rig_commit(&rig);
+	d = (const struct disk_catalog_record *)raw_slot(&rig, 5);
+	memset(name, 0, sizeof(name));
+	assert_memory_equal(d->name, "short", 5);
+	assert_memory_equal(d->name + 5, name, sizeof(d->name) - 5);
 	rig_end(&rig);
 }
 
@@ -670,6 +589,93 @@ static void a_failed_write_is_an_error_and_the_abort_heals(void **state)
 	rig_end(&rig);
 }
 
+static int change_records(struct rig *rig)
+{
+	int r = 0;
+
+	if (!rig->c)
+		r = catalog_open(rig->tmd, rig->data, &rig->c);
+	if (!r)
+		r = put(rig, 5, 99);
+	if (!r)
+		r = put(rig, 5001, 99); /* in another block */
+	if (!r)
+		r = catalog_erase(rig->c, 70);
+	if (!r)
+		r = thin_metadata_commit(rig->tmd);
+	if (!r)
+		catalog_committed(rig->c);
+	return r;
+}
+
+static void assert_changed(struct rig *rig, bool changed)
+{
+	assert_size(rig, 5, changed ? 99 : 1);
+	assert_int_equal(find(rig, 5001).rec.size_bytes, changed ? 99 : 0);
+	assert_int_equal(find(rig, 70).rec.size_bytes, changed ? 0 : 2);
+	assert_size(rig, 5000, 3);
+}
+
+/* A life in which the @nth such request fails; false: there was none. */
+static bool fail_nth(struct rig *base, bool metadata, enum io_op op, uint64_t nth)
+{
+	struct io_device *dev;
+	struct rig rig;
+	bool met;
+	int r;
+
+	rig_clone(base, &rig);
+	dev = metadata ? rig.meta : rig.data;
+	rig_open_tmd(&rig);
+	fault_device_fail_nth(dev, FAULT_OP(op), nth);
+	r = change_records(&rig);
+	met = fault_device_nr_failed(dev) > 0;
+	fault_device_clear(dev);
+	if (r) {
+		assert_int_equal(r, -EIO);
+		assert_true(met);
+		if (rig.c)
+			rig_abort(&rig);
+		else
+			assert_int_equal(catalog_open(rig.tmd, rig.data, &rig.c), 0);
+		assert_changed(&rig, false);
+		assert_int_equal(change_records(&rig), 0);
+	}
+	assert_changed(&rig, true);
+	rig_reopen(&rig);
+	assert_changed(&rig, true);
+	rig_drop(&rig);
+	return met;
+}
+
+static void whatever_fails_records_are_old_or_new(void **state)
+{
+	static const struct {
+		bool metadata;
+		enum io_op op;
+	} what[] = {
+		{ true, IO_READ }, { true, IO_WRITE }, { false, IO_READ }, { false, IO_WRITE }
+	};
+	struct rig base = { 0 };
+
+	(void)state;
+	rig_make(&base, 64 * KiB, 200);
+	assert_int_equal(put(&base, 5, 1), 0);
+	assert_int_equal(put(&base, 70, 2), 0);
+	assert_int_equal(put(&base, 5000, 3), 0);
+	rig_commit(&base);
+	log_set_level(LOG_LEVEL_ERR - 1); /* errors are what this is about */
+	for (unsigned i = 0; i < ARRAY_SIZE(what); i++) {
+		uint64_t nth = 1;
+
+		while (fail_nth(&base, what[i].metadata, what[i].op, nth))
+			nth++;
+		assert_true(nth > 2);
+	}
+	log_set_level(LOG_LEVEL_INFO);
+	rig_end(&base);
+}
+
 /* ---- all of it, against a model ---- */
 
 #define MODEL_IDS 400u
@@ -782,6 +788,7 @@ int main(void)
 		cmocka_unit_test(a_foreign_device_with_the_id_is_no_catalog),
 		cmocka_unit_test(a_damaged_catalog_is_not_taken_for_a_volume),
 		cmocka_unit_test(a_record_comes_back_as_it_was_put),
+		cmocka_unit_test(a_name_may_fill_its_place_and_leaves_nothing_behind),
 		cmocka_unit_test(records_come_in_order_from_all_over),
 		cmocka_unit_test(the_walk_stops_when_told),
 		cmocka_unit_test(an_erased_record_is_gone),
@@ -799,6 +806,7 @@ int main(void)
 		cmocka_unit_test(a_snapshot_of_the_catalog_keeps_its_content),
 		cmocka_unit_test(a_lost_spare_is_replaced),
 		cmocka_unit_test(a_failed_write_is_an_error_and_the_abort_heals),
+		cmocka_unit_test(whatever_fails_records_are_old_or_new),
 		cmocka_unit_test(random_changes_match_the_model),
 		cmocka_unit_test(random_changes_in_larger_blocks_match_the_model),
 		cmocka_unit_test(random_changes_in_used_blocks_match_the_model),

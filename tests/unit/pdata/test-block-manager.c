@@ -81,6 +81,16 @@ static int try_read(struct pdata_fixture *f, mblock_t b, const struct block_vali
 	return r;
 }
 
+/* The last call that failed is the one to blame. */
+static void assert_blamed(struct pdata_fixture *f, enum bm_failure_kind kind, int error, mblock_t b)
+{
+	struct bm_failure failure = bm_last_failure(f->bm);
+
+	assert_int_equal(failure.kind, kind);
+	assert_int_equal(failure.error, error);
+	assert_int_equal(failure.block, b);
+}
+
 static void a_new_block_is_zero_and_reaches_the_disk_sealed(void **state)
 {
 	struct pdata_fixture *f = *state;
@@ -139,6 +149,7 @@ static void a_wrong_checksum_is_eilseq(void **state)
 	((uint8_t *)pdata_fixture_disk(f, 5))[4095] ^= 1;
 	assert_int_equal(try_read(f, 5, &apple), -EILSEQ);
 	assert_int_equal(try_read(f, 5, &apple), -EILSEQ);
+	assert_blamed(f, BM_FAILURE_CONTENT, -EILSEQ, 5);
 }
 
 static void a_block_of_another_place_is_enotblk(void **state)
@@ -271,8 +282,10 @@ static void a_read_error_is_passed_on_and_not_kept(void **state)
 	struct pdata_fixture *f = *state;
 
 	store_apple(f, 5, 1);
+	assert_int_equal(bm_last_failure(f->bm).kind, BM_FAILURE_NONE);
 	fault_device_fail_nth(f->dev, FAULT_OP(IO_READ), 1);
 	assert_int_equal(try_read(f, 5, &apple), -EIO);
+	assert_blamed(f, BM_FAILURE_READ, -EIO, 5);
 	assert_int_equal(try_read(f, 5, &apple), 0);
 }
 
@@ -283,9 +296,11 @@ static void a_write_error_fails_the_flush(void **state)
 	write_apple(f, 5, 1);
 	fault_device_fail_nth(f->dev, FAULT_OP(IO_WRITE), 1);
 	assert_int_equal(bm_flush(f->bm), -EIO);
+	assert_blamed(f, BM_FAILURE_WRITE, -EIO, 5);
 	write_apple(f, 5, 1);
 	fault_device_fail_nth(f->dev, FAULT_OP(IO_FLUSH), 1);
 	assert_int_equal(bm_flush(f->bm), -EIO);
+	assert_blamed(f, BM_FAILURE_FLUSH, -EIO, 0);
 }
 
 static void read_only_refuses_changes_and_flushes(void **state)
@@ -309,6 +324,11 @@ static void raw_reads_ask_the_device_and_know_no_type(void **state)
 	struct pdata_fixture *f = *state;
 	uint8_t *data = aligned_alloc(4096, METADATA_BLOCK_SIZE);
 
+	assert_int_equal(bm_read_raw(f->bm, NR_BLOCKS, data), -EUCLEAN);
+	assert_blamed(f, BM_FAILURE_CONTENT, -EUCLEAN, NR_BLOCKS);
+	fault_device_fail_nth(f->dev, FAULT_OP(IO_READ), 1);
+	assert_int_equal(bm_read_raw(f->bm, 3, data), -EIO);
+	assert_blamed(f, BM_FAILURE_READ, -EIO, 3);
 	write_apple(f, 0, 1);
 	assert_int_equal(bm_read_raw(f->bm, 0, data), 0);
 	assert_int_equal(data[MARK], 0); /* only in the cache */

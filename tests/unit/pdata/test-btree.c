@@ -663,6 +663,27 @@ static void readers_are_undisturbed_by_changes_and_commits(void **state)
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
+/* Few values fit into a leaf, so there are three levels of nodes. */
+static void tall_trees_are_found_in(void **state)
+{
+	enum { SIZE = 1000, NR = 1200 };
+	struct fixture *x = *state;
+	uint8_t value[SIZE] = { 0 }, got[SIZE];
+	struct btree_info tall = { .tm = x->f.tm, .levels = 1, .value_type.size = SIZE };
+	mblock_t root;
+
+	assert_int_equal(btree_empty(&tall, &root), 0);
+	for (uint64_t key = 0; key < NR; key++) {
+		memcpy(value, &key, sizeof(key));
+		assert_int_equal(btree_insert(&tall, root, &key, value, &root, NULL), 0);
+	}
+	for (uint64_t key = 0; key < NR; key++) {
+		assert_int_equal(btree_lookup(&tall, root, &key, got), 0);
+		assert_memory_equal(got, &key, sizeof(key));
+	}
+	assert_int_equal(btree_lookup(&tall, root, &(uint64_t){ NR }, got), -ENODATA);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -684,6 +705,7 @@ int main(void)
 		TEST(any_failed_allocation_can_be_aborted),
 		TEST(any_failed_read_can_be_aborted),
 		TEST(readers_are_undisturbed_by_changes_and_commits),
+		TEST(tall_trees_are_found_in),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

@@ -205,6 +205,25 @@ static void free_blocks_promised_by_hints_are_not_there(void **state)
 	assert_int_equal(nr, 100);
 }
 
+static void hints_that_a_change_disproves_are_put_right(void **state)
+{
+	struct two_bitmaps *t = *state;
+
+	assert_int_equal(sm_inc_blocks(t->rig.data, 0, ENTRIES_PER_BITMAP), 0);
+	assert_int_equal(meta_rig_commit(&t->rig), 0);
+	t->index_leaf = le64_get(t->rig.data_root.bitmap_root);
+	damage_entry(t, 0, 0, ENTRIES_PER_BITMAP, 0); /* it is full */
+	assert_int_equal(sm_dec_blocks(t->rig.data, 100, 200), 0);
+	assert_int_equal(meta_rig_commit(&t->rig), 0);
+	meta_rig_check(&t->rig, NULL);
+	t->index_leaf = le64_get(t->rig.data_root.bitmap_root);
+	damage_entry(t, 1, 0, 3, 0); /* it is empty */
+	assert_int_equal(sm_inc_blocks(t->rig.data, ENTRIES_PER_BITMAP, ENTRIES_PER_BITMAP + 50),
+			 0);
+	assert_int_equal(meta_rig_commit(&t->rig), 0);
+	meta_rig_check(&t->rig, NULL);
+}
+
 static void nr_allocated_too_high_hides_nothing(void **state)
 {
 	struct two_bitmaps *t = *state;
@@ -329,6 +348,7 @@ int main(void)
 		cmocka_unit_test(index_entry_is_sixteen_bytes),
 		TWO(blocks_hidden_by_hints_are_found),
 		TWO(free_blocks_promised_by_hints_are_not_there),
+		TWO(hints_that_a_change_disproves_are_put_right),
 		TWO(nr_allocated_too_high_hides_nothing),
 		TWO(nr_allocated_too_low_promises_once),
 		TWO(bitmap_out_of_place_is_damage),

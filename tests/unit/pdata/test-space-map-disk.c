@@ -134,6 +134,20 @@ static void a_block_taken_and_freed_waits_for_the_commit(void **state)
 	assert_int_equal(sm_disk_reserve_range(rig->data, b, b + 1), 0);
 }
 
+/* ... once: what is reserved later stays so. */
+static void what_a_commit_lets_go_may_be_reserved_for_good(void **state)
+{
+	struct meta_rig *rig = *state;
+	dblock_t b;
+
+	assert_int_equal(sm_new_block(rig->data, &b), 0);
+	assert_int_equal(sm_dec_block(rig->data, b), 0);
+	commit(rig);
+	assert_int_equal(sm_disk_reserve_range(rig->data, b, b + 1), 0);
+	commit(rig);
+	assert_int_equal(sm_disk_reserve_range(rig->data, b, b + 1), -EINVAL);
+}
+
 static void reserving_everything_is_enospc_until_put_back(void **state)
 {
 	struct meta_rig *rig = *state;
@@ -382,6 +396,60 @@ static void map_of_many_bitmaps(void **state)
 	meta_rig_destroy(&rig);
 }
 
+static void leave(void *data, void *ctx)
+{
+	(void)data;
+	(void)ctx;
+}
+
+/* Chunks of the index that are in memory stay there; a new table has room for more. */
+static void map_grows_over_a_chunk_of_the_index(void **state)
+{
+	struct meta_rig *rig = *state;
+	const dblock_t extra = 300 * (dblock_t)ENTRIES_PER_BITMAP;
+	dblock_t b;
+
+	assert_int_equal(sm_inc_blocks(rig->data, 0, NR_DATA), 0);
+	commit(rig);
+	assert_int_equal(sm_extend(rig->data, extra), 0);
+	commit(rig);
+	assert_int_equal(nr_free(rig), extra);
+	assert_int_equal(count_of(rig, NR_DATA - 1), 1);
+	assert_int_equal(count_of(rig, NR_DATA + extra - 1), 0);
+	assert_int_equal(sm_new_block(rig->data, &b), 0);
+	assert_int_equal(b, NR_DATA);
+	commit(rig);
+	meta_rig_reopen(rig);
+	assert_int_equal(count_of(rig, NR_DATA), 1);
+	assert_int_equal(nr_free(rig), extra - 1);
+}
+
+/* The index, and which entries of it are there, is read when it is needed. */
+static void map_with_a_damaged_index_is_not_extended(void **state)
+{
+	struct meta_rig rig;
+
+	(void)state;
+	meta_rig_create(&rig, 4096, 2 * ENTRIES_PER_BITMAP); /* the next block needs a bitmap */
+	meta_rig_close(&rig);
+	meta_rig_damage(&rig, le64_get(rig.data_root.bitmap_root), BTREE_CSUM_XOR + 1, leave, NULL);
+	assert_int_equal(meta_rig_open(&rig), 0);
+	assert_int_equal(sm_extend(rig.data, ENTRIES_PER_BITMAP), -EILSEQ);
+	meta_rig_destroy(&rig);
+}
+
+static void full_map_has_no_free_run(void **state)
+{
+	struct meta_rig *rig = *state;
+	dblock_t begin, end;
+
+	assert_int_equal(sm_inc_blocks(rig->data, 0, NR_DATA), 0);
+	commit(rig);
+	assert_int_equal(sm_disk_next_free_run(rig->data, 0, UINT64_MAX, &begin, &end), -ENODATA);
+	assert_int_equal(sm_disk_next_free_run(rig->data, NR_DATA - 1, 100, &begin, &end),
+			 -ENODATA);
+}
+
 struct reader {
 	pthread_t thread;
 	struct meta_rig *rig;
@@ -450,6 +518,7 @@ int main(void)
 		FACT(reservation_ends_with_an_abort),
 		FACT(range_is_reserved_whole_or_not),
 		FACT(a_block_taken_and_freed_waits_for_the_commit),
+		FACT(what_a_commit_lets_go_may_be_reserved_for_good),
 		FACT(reserving_everything_is_enospc_until_put_back),
 		FACT(freed_runs_are_told_once_after_the_commit),
 		FACT(freed_blocks_pile_up_until_taken),
@@ -459,6 +528,9 @@ int main(void)
 		FACT(a_slice_of_a_free_run_is_found_without_a_look_at_the_rest),
 		FACT(extension_counts_from_the_commit_on),
 		FACT(extension_behind_a_tools_entry_is_used_first),
+		FACT(map_grows_over_a_chunk_of_the_index),
+		FACT(full_map_has_no_free_run),
+		cmocka_unit_test(map_with_a_damaged_index_is_not_extended),
 		cmocka_unit_test(map_of_many_bitmaps),
 		cmocka_unit_test(readers_may_load_the_index_together),
 	};

@@ -89,11 +89,32 @@ static void limit_counts_chunks_in_use(void **state)
 	sparse_bitmap_clear(&sb);
 }
 
+/* Wherever they lie in the table. */
+static void empty_chunks_make_room_for_others(void **state)
+{
+	enum { CHUNKS = 64 };
+	struct sparse_bitmap sb = { .max_chunks = CHUNKS };
+
+	(void)state;
+	for (uint64_t k = 0; k < CHUNKS; k++)
+		assert_int_equal(sparse_bitmap_set_range(&sb, k * SPARSE_CHUNK_BITS,
+							 k * SPARSE_CHUNK_BITS + 1),
+				 0);
+	sparse_bitmap_clear_range(&sb, 0, CHUNKS * SPARSE_CHUNK_BITS);
+	for (uint64_t k = CHUNKS; k < 2 * CHUNKS; k++)
+		assert_int_equal(sparse_bitmap_set_range(&sb, k * SPARSE_CHUNK_BITS,
+							 k * SPARSE_CHUNK_BITS + 1),
+				 0);
+	assert_int_equal(sb.nr_set, CHUNKS);
+	sparse_bitmap_clear(&sb);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(random_ranges_match_an_array),
 		cmocka_unit_test(limit_counts_chunks_in_use),
+		cmocka_unit_test(empty_chunks_make_room_for_others),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

@@ -32,7 +32,7 @@
 static char *dump(struct fixture *f, const char *options)
 {
 	struct thin_image image = thin_image_save(fault_device_inner(f->meta));
-	char command[128], line[1024], *text = NULL;
+	char command[256], line[1024], *text = NULL;
 	size_t len;
 	FILE *out, *in;
 

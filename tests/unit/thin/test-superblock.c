@@ -167,6 +167,23 @@ static void impossible_values_are_refused(void **state)
 	assert_int_equal(check(false, "impossible"), -EUCLEAN);
 }
 
+static void the_largest_values_are_possible(void **state)
+{
+	struct disk_sm_root *data = (void *)sb.data_sm_root;
+
+	(void)state;
+	sb.time = le32_make(THIN_MAX_TIME);
+	data->nr_blocks = le64_make(DATA_BLOCK_LIMIT);
+	sb.data_block_size = le32_make(DATA_BLOCK_MAX_SECTORS);
+	sb.held_root = le64_make(NR_BLOCKS - 1);
+	sb.data_mapping_root = le64_make(NR_BLOCKS - 1);
+	set_metadata_blocks(NR_BLOCKS);
+	assert_int_equal(check(false, ""), 0);
+	sb.data_block_size = le32_make(DATA_BLOCK_MIN_SECTORS);
+	seal();
+	assert_int_equal(check(false, ""), 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -178,6 +195,7 @@ int main(void)
 		cmocka_unit_test_setup(block_sizes_are_checked, make_good),
 		cmocka_unit_test_setup(a_device_that_was_cut_off_is_refused, make_good),
 		cmocka_unit_test_setup(impossible_values_are_refused, make_good),
+		cmocka_unit_test_setup(the_largest_values_are_possible, make_good),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

@@ -16,9 +16,11 @@
 
 #include "abort-alone.h"
 #include "fault-device.h"
+#include "mem-device.h"
 #include "thin-fixture.h"
-#include "thin/thin-metadata.h"
+#include "thin/thin-internal.h"
 #include "thinpoold/disk-format.h"
+#include "util/le.h"
 
 /* ---- commit ---- */
 
@@ -263,6 +265,101 @@ static void abort_that_cannot_read_fails_for_good(void **state)
 	assert_int_equal(info_of(f).nr_data_blocks, NR_DATA);
 }
 
+/* Where the committed state has the details of devices. */
+static uint64_t details_at(struct fixture *f)
+{
+	const struct thin_disk_superblock *sb = mem_device_data(fault_device_inner(f->meta));
+
+	return le64_get(sb->device_details_root) * METADATA_BLOCK_SIZE;
+}
+
+static void abort_that_cannot_read_a_device_fails_for_good(void **state)
+{
+	struct fixture *f = *state;
+	struct thin_device *td;
+
+	assert_int_equal(thin_metadata_create_thin(f->tmd, 1), 0);
+	assert_int_equal(thin_metadata_commit(f->tmd), 0);
+	td = open_device(f, 1);
+	write_block(f->tmd, td, 0);
+	fault_device_add(f->meta, &(struct fault){ .ops = FAULT_OP(IO_READ),
+						   .offset = details_at(f),
+						   .length = 1,
+						   .count = UINT64_MAX });
+	assert_int_equal(abort_alone(f->tmd), -EIO);
+	fault_device_clear(f->meta);
+	assert_true(info_of(f).failed);
+	assert_true(thin_device_aborted_changes(td));
+	thin_device_close(td);
+	reopen(f);
+	td = open_device(f, 1);
+	assert_hole(td, 0);
+	thin_device_close(td);
+}
+
+/* Who has it open keeps a handle to nothing, whatever takes its number. */
+static void device_that_an_abort_took_stays_gone(void **state)
+{
+	struct fixture *f = *state;
+	struct thin_device *gone, *td;
+	struct thin_run run;
+	dblock_t b;
+
+	assert_int_equal(thin_metadata_create_thin(f->tmd, 1), 0);
+	gone = open_device(f, 1);
+	assert_int_equal(abort_alone(f->tmd), 0);
+	assert_int_equal(thin_find_run(gone, 0, 1, &run), -ENODATA);
+	assert_int_equal(thin_metadata_create_thin(f->tmd, 1), 0);
+	td = open_device(f, 1);
+	assert_ptr_not_equal(td, gone);
+	b = write_block(f->tmd, td, 0);
+	assert_int_equal(thin_metadata_commit(f->tmd), 0);
+	assert_int_equal(abort_alone(f->tmd), 0);
+	assert_int_equal(thin_find_run(gone, 0, 1, &run), -ENODATA);
+	assert_mapped(td, 0, b, false);
+	thin_device_close(gone);
+	thin_device_close(td);
+}
+
+struct superblock_user {
+	struct thin_metadata *tmd;
+	atomic_bool has_it, is_done;
+	int r;
+};
+
+TP_NO_TSA static void *change_superblock(void *arg)
+{
+	struct superblock_user *user = arg;
+	struct locked_block *lb;
+
+	user->r =
+		bm_write_lock(user->tmd->bm, THIN_SUPERBLOCK_LOCATION, &superblock_validator, &lb);
+	user->has_it = true;
+	while (!user->is_done)
+		sched_yield();
+	if (!user->r)
+		bm_unlock(lb);
+	return NULL;
+}
+
+static void needs_check_waits_for_nobody(void **state)
+{
+	struct fixture *f = *state;
+	struct superblock_user user = { .tmd = f->tmd };
+	pthread_t thread;
+
+	assert_int_equal(pthread_create(&thread, NULL, change_superblock, &user), 0);
+	while (!user.has_it)
+		sched_yield();
+	assert_int_equal(thin_metadata_set_needs_check(f->tmd), -EUCLEAN);
+	user.is_done = true;
+	assert_int_equal(pthread_join(thread, NULL), 0);
+	assert_int_equal(user.r, 0);
+	assert_false(info_of(f).needs_check);
+	assert_int_equal(thin_metadata_set_needs_check(f->tmd), 0);
+	assert_true(info_of(f).needs_check);
+}
+
 static void a_needs_check_that_fails_leaves_nothing_dirty(void **state)
 {
 	struct fixture *f = *state;
@@ -365,7 +462,9 @@ static void needs_check_is_durable_at_once(void **state)
 	write_block(f->tmd, td, 1);
 	assert_int_equal(abort_alone(f->tmd), 0);
 	assert_int_equal(thin_metadata_set_needs_check(f->tmd), 0);
+	assert_false(bm_is_read_only(f->tmd->bm));
 	thin_metadata_set_read_only(f->tmd);
+	assert_true(bm_is_read_only(f->tmd->bm)); /* nothing gets past that */
 	assert_true(info_of(f).needs_check);
 	assert_int_equal(thin_metadata_set_needs_check(f->tmd), 0); /* it is set */
 	assert_true(is_clean(f));
@@ -442,6 +541,72 @@ static void failed_needs_check_is_told(void **state)
 	assert_false(info_of(f).needs_check);
 }
 
+/* ---- clearing the flag of a pool that nobody serves ---- */
+
+static void close_with_needs_check(struct fixture *f)
+{
+	assert_int_equal(thin_metadata_set_needs_check(f->tmd), 0);
+	assert_int_equal(thin_metadata_close(f->tmd), 0);
+}
+
+static void needs_check_is_cleared_durably(void **state)
+{
+	struct fixture *f = *state;
+	struct tp_error error = { 0 };
+	uint64_t writes, flushes;
+
+	close_with_needs_check(f);
+	flushes = fault_device_nr_requests(f->meta, FLUSHES);
+	assert_int_equal(thin_metadata_clear_needs_check(f->meta, &error), 0);
+	assert_int_equal(fault_device_nr_requests(f->meta, FLUSHES), flushes + 1);
+	writes = writes_of(f);
+	assert_int_equal(thin_metadata_clear_needs_check(f->meta, &error), 0);
+	assert_int_equal(writes_of(f), writes); /* there was none to clear */
+	assert_string_equal(error.text, "");
+	f->tmd = open_metadata(f);
+	assert_false(info_of(f).needs_check);
+	assert_int_equal(info_of(f).nr_data_blocks, NR_DATA);
+	assert_true(is_clean(f));
+}
+
+static void needs_check_that_cannot_be_cleared_is_told(void **state)
+{
+	static const unsigned ops[] = { FAULT_OP(IO_READ), WRITES, FLUSHES };
+	struct fixture *f = *state;
+
+	close_with_needs_check(f);
+	for (unsigned i = 0; i < ARRAY_SIZE(ops); i++) {
+		struct tp_error error = { 0 };
+
+		fault_device_fail_nth(f->meta, ops[i], 1);
+		assert_int_equal(thin_metadata_clear_needs_check(f->meta, &error), -EIO);
+		assert_non_null(strstr(error.text, "needs_check"));
+		if (i < 2) {
+			f->tmd = open_metadata(f);
+			assert_true(info_of(f).needs_check);
+			assert_int_equal(thin_metadata_close(f->tmd), 0);
+		}
+	}
+	f->tmd = open_metadata(f);
+}
+
+static void nothing_is_cleared_in_a_damaged_superblock(void **state)
+{
+	struct fixture *f = *state;
+	char *disk = mem_device_data(fault_device_inner(f->meta));
+	struct tp_error error = { 0 };
+	uint64_t writes;
+
+	close_with_needs_check(f);
+	disk[100] ^= 1;
+	writes = writes_of(f);
+	assert_int_equal(thin_metadata_clear_needs_check(f->meta, &error), -EILSEQ);
+	assert_int_equal(writes_of(f), writes);
+	disk[100] ^= 1;
+	f->tmd = open_metadata(f);
+	assert_true(info_of(f).needs_check);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -453,6 +618,9 @@ int main(void)
 		TEST(abort_goes_back_to_the_committed_state),
 		TEST(failed_snapshot_loses_nothing_of_its_origin),
 		TEST(abort_that_cannot_read_fails_for_good),
+		TEST(abort_that_cannot_read_a_device_fails_for_good),
+		TEST(device_that_an_abort_took_stays_gone),
+		TEST(needs_check_waits_for_nobody),
 		TEST(needs_check_is_durable_at_once),
 		TEST(a_needs_check_that_fails_leaves_nothing_dirty),
 		TEST(block_0_is_dirty_in_commits_only),
@@ -460,6 +628,9 @@ int main(void)
 		TEST(a_flag_is_no_other_state),
 		TEST(the_state_that_comes_is_told_before_the_superblock_is_written),
 		TEST(failed_needs_check_is_told),
+		TEST(needs_check_is_cleared_durably),
+		TEST(needs_check_that_cannot_be_cleared_is_told),
+		TEST(nothing_is_cleared_in_a_damaged_superblock),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

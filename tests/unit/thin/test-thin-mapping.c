@@ -59,6 +59,29 @@ static void runs_are_merged(void **state)
 	thin_device_close(td);
 }
 
+/* Data blocks that lie together make no run if only some of them may be written to. */
+static void sharing_ends_a_run(void **state)
+{
+	struct fixture *f = *state;
+	struct thin_device *td;
+	dblock_t low, high;
+
+	assert_int_equal(thin_metadata_create_thin(f->tmd, 1), 0);
+	td = open_device(f, 1);
+	assert_int_equal(thin_metadata_reserve_data_block(f->tmd, &low), 0);
+	high = write_block(f->tmd, td, 21);
+	assert_int_equal(high, low + 1);
+	assert_int_equal(thin_metadata_create_snap(f->tmd, 2, 1), 0);
+	assert_int_equal(thin_insert_block(td, 20, low), 0);
+	assert_int_equal(write_block(f->tmd, td, 22), high + 1);
+	assert_int_equal(find(td, 20, 10).nr_blocks, 1);
+	assert_false(find(td, 20, 10).shared);
+	assert_int_equal(find(td, 21, 10).nr_blocks, 1);
+	assert_true(find(td, 21, 10).shared);
+	assert_false(find(td, 22, 10).shared);
+	thin_device_close(td);
+}
+
 static void swap_moves_blocks_and_frees_none(void **state)
 {
 	struct fixture *f = *state;
@@ -287,6 +310,7 @@ static void reserved_blocks_are_free_on_disk(void **state)
 	assert_int_equal(thin_metadata_reserve_data_block(f->tmd, &a), 0);
 	assert_int_equal(thin_metadata_reserve_data_block(f->tmd, &b), 0);
 	assert_int_equal(b, a + 1);
+	assert_int_equal(thin_metadata_reserve_data_blocks(f->tmd, b, b + 2), -EINVAL);
 	assert_false(thin_metadata_changed(f->tmd));
 	assert_int_equal(info_of(f).nr_data_free, NR_DATA - 2);
 	thin_metadata_unreserve_data_blocks(f->tmd, b, b + 1);
@@ -421,6 +445,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		TEST(runs_are_merged),
+		TEST(sharing_ends_a_run),
 		TEST(swap_moves_blocks_and_frees_none),
 		TEST(metadata_snapshot_keeps_its_mappings),
 		TEST(ranges_are_removed_in_slices),

@@ -84,6 +84,20 @@ static void interrupted_format_leaves_nothing_to_open(void **state)
 	assert_true(unformatted);
 }
 
+/* What a power cut may reorder must not come before the old superblock is gone. */
+static void nothing_is_formatted_before_the_old_superblock_is_gone(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t writes;
+
+	assert_int_equal(thin_metadata_close(f->tmd), 0);
+	f->tmd = NULL;
+	writes = fault_device_nr_requests(f->meta, WRITES);
+	fault_device_fail_nth(f->meta, FLUSHES, 1);
+	assert_int_equal(thin_metadata_format(f->meta, 128, NULL), -EIO);
+	assert_int_equal(fault_device_nr_requests(f->meta, WRITES), writes + 1);
+}
+
 static void format_refuses_what_cannot_work(void **state)
 {
 	static const uint32_t bad[] = { 0, 64, 130, DATA_BLOCK_MAX_SECTORS + 128 };
@@ -162,6 +176,7 @@ int main(void)
 		cmocka_unit_test(fresh_image_is_golden),
 		TEST(old_metadata_is_formatted_over),
 		TEST(interrupted_format_leaves_nothing_to_open),
+		TEST(nothing_is_formatted_before_the_old_superblock_is_gone),
 		cmocka_unit_test(format_refuses_what_cannot_work),
 		TEST(open_says_what_is_wrong),
 		TEST(read_only_writes_no_byte),
