@@ -58,7 +58,7 @@ enum {
 struct request {
 	uint64_t unique;
 	uint32_t opcode;
-	uint32_t size;   /* of what it asks for */
+	uint32_t size;   /* of what it asks for, or of all that came with a WRITE */
 	bool is_mangled; /* then its answer may be one to another question */
 };
 
@@ -247,6 +247,7 @@ static void check_entry(const struct fuse_entry_out *entry)
 static void check_content(const struct request *req, const char *body, size_t length)
 {
 	struct fuse_entry_out entry;
+	struct fuse_write_out written;
 	struct fuse_open_out opened;
 
 	switch (req->opcode) {
@@ -284,7 +285,9 @@ static void check_content(const struct request *req, const char *body, size_t le
 				req->opcode == FUSE_READDIR ? 0 : sizeof(struct fuse_entry_out));
 		return;
 	case FUSE_WRITE:
-		HOLDS(length == sizeof(struct fuse_write_out));
+		HOLDS(length == sizeof(written));
+		memcpy(&written, body, sizeof(written));
+		HOLDS(written.size <= req->size);
 		return;
 	case FUSE_STATFS:
 		HOLDS(length == sizeof(struct fuse_statfs_out));
@@ -682,6 +685,8 @@ static void send_request(struct fuzz_input *in, uint32_t opcode, bool is_mangled
 		build(&body, in, &req);
 	if (is_mangled)
 		mangle(&body, in);
+	if (opcode == FUSE_WRITE)
+		req.size = (uint32_t)body.length;
 	head.len = (uint32_t)(sizeof(head) + body.length);
 	memcpy(bench.message, &head, sizeof(head));
 	send_message(&req, head.len);
@@ -699,6 +704,7 @@ static void resend(void)
 	take_answers(0);
 	req = (struct request){ .unique = head.unique | FUSE_RESENT,
 				.opcode = head.opcode,
+				.size = (uint32_t)bench.last_length,
 				.is_mangled = true };
 	head.unique |= FUSE_RESENT;
 	memcpy(bench.message, bench.last, bench.last_length);
@@ -706,15 +712,33 @@ static void resend(void)
 	send_message(&req, bench.last_length);
 }
 
-static void replace_server(void)
+/*
+ * A number in what outlives the server, which it says it does not trust: the counters in front of
+ * the description of the mount, or the tables behind it.
+ */
+static void damage_state(int state_fd, struct fuzz_input *in)
+{
+	const off_t counters = 16, tables = 32 + (off_t)sizeof(struct fuse_state_mount);
+	uint8_t where = fuzz_u8(in);
+	uint64_t value = fuzz_u64(in);
+	off_t at = where < 4 ? counters + where % 3 * 4 : tables + fuzz_u16(in) % 4096 / 4 * 4;
+	size_t size = where < 4 || where & 1 ? 4 : 8;
+
+	HOLDS(pwrite(state_fd, &value, size, at) == (ssize_t)size);
+}
+
+static void replace_server(struct fuzz_input *in, bool with_damage)
 {
 	int connection_fd, state_fd;
 
+	take_answers(0);
 	hand_over(&connection_fd, &state_fd);
+	if (with_damage)
+		damage_state(state_fd, in);
 	start_server(connection_fd, state_fd);
 }
 
-enum { ACT_RAW = 32, ACT_WAIT, ACT_RESEND, ACT_REPLACE, NR_ACTS };
+enum { ACT_RAW = 32, ACT_WAIT, ACT_RESEND, ACT_REPLACE, ACT_DAMAGE, NR_ACTS };
 enum { HOW_MANGLED = 1, HOW_WAIT = 2 };
 
 /* A mount has one INIT and one DESTROY; what NOTIFY_REPLY answers we never ask. */
@@ -750,7 +774,8 @@ static void act(struct fuzz_input *in)
 		resend();
 		break;
 	case ACT_REPLACE:
-		replace_server();
+	case ACT_DAMAGE:
+		replace_server(in, what == ACT_DAMAGE);
 		break;
 	default:
 		send_request(in, opcodes[what], how & HOW_MANGLED, false);
