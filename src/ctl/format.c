@@ -17,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "catalog/catalog.h"
@@ -30,8 +31,16 @@
 #define PATH_BYTES 4096
 #define DEFAULT_BLOCK_SIZE (64u << 10)
 #define MIN_METADATA_SIZE (UINT64_C(2) << 20)      /* the smallest that LVM makes */
-#define DEFAULT_METADATA_SIZE (UINT64_C(16) << 20) /* at least; it is sparse */
+#define DEFAULT_METADATA_SIZE (UINT64_C(16) << 20) /* at least */
 #define METADATA_BYTES_PER_BLOCK 64 /* mappings of some snapshots too; as LVM counts */
+/*
+ * So much of a metadata file is written before it is used, if it takes no more than this part of
+ * what its host has left: a commit then overwrites what is there, and its flushes do not wait for
+ * the host's file system to make new extents durable.
+ */
+#define WRITTEN_METADATA (UINT64_C(64) << 20)
+#define WRITTEN_PART 8
+#define ZEROS_BYTES (UINT64_C(1) << 20)
 #define FORMAT_CACHE_BYTES (UINT64_C(16) << 20)
 
 /* Where file systems, partition tables, LVM and RAID have their marks: at the start, at the end. */
@@ -313,6 +322,37 @@ static int size_half(struct half *h)
 	return CTL_OK;
 }
 
+static bool host_has_plenty(const struct half *h, uint64_t bytes)
+{
+	struct statvfs fs;
+
+	return !statvfs(h->target, &fs) && bytes <= fs.f_bavail * fs.f_frsize / WRITTEN_PART;
+}
+
+/* That there is no room is found out, if ever, by who needs it. */
+static int write_metadata_once(struct half *h)
+{
+	uint64_t bytes = MIN(h->size, WRITTEN_METADATA), n;
+	void *zeros;
+	int r = 0;
+
+	if (h->dev->is_block_device || !host_has_plenty(h, bytes))
+		return CTL_OK;
+	zeros = io_buffer_alloc(ZEROS_BYTES);
+	if (!zeros)
+		return ctl_fail(CTL_FAILED, "no memory");
+	memset(zeros, 0, ZEROS_BYTES);
+	for (uint64_t at = 0; at < bytes && !r; at += n) {
+		n = MIN(bytes - at, ZEROS_BYTES);
+		r = io_device_write(h->dev, zeros, n, at);
+	}
+	free(zeros);
+	if (r && r != -ENOSPC)
+		return ctl_fail(ctl_exit_of(r), "%s cannot be written: %s", h->target,
+				strerror(-r));
+	return CTL_OK;
+}
+
 /* Metadata, data size and catalog; the pool is whole when the last commit is durable. */
 static int write_pool(struct format *f, struct tp_error *error)
 {
@@ -393,6 +433,8 @@ static int format_devices(struct format *f, const char *pooldir)
 		code = size_half(&f->data);
 	if (!code)
 		code = size_half(&f->metadata);
+	if (!code)
+		code = write_metadata_once(&f->metadata);
 	if (code)
 		return code;
 	r = write_pool(f, &error);

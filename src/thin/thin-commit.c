@@ -5,10 +5,11 @@
  * Owns the order in which a commit reaches the disk (L3):
  *
  *   lock       step
- *   none       flush the data device: what new mappings point at
+ *   none       begin to flush the data device: what new mappings point at
  *   exclusive  device records into the details tree; then the data space map; then the metadata
  *              space map, whose own blocks are the last that are allocated
  *   shared     write and flush all dirty blocks: nothing on disk leads to them yet
+ *   none       wait for the flush of the data device
  *   none       who wants to know the state that comes is told (thin_metadata_set_commit_hook())
  *   exclusive  fill the superblock; end of the transaction's shadows
  *   shared     write and flush the superblock: from here on the new state is the state
@@ -91,7 +92,7 @@ static int write_superblock(struct thin_metadata *tmd) TP_TAKES(meta_root)
 	return r;
 }
 
-int commit_to_disk(struct thin_metadata *tmd)
+int commit_to_disk(struct thin_metadata *tmd, struct data_flush *flush)
 {
 	int r;
 
@@ -104,6 +105,8 @@ int commit_to_disk(struct thin_metadata *tmd)
 	lock_meta_root_shared(&tmd->lock);
 	r = tm_flush(tmd->tm);
 	unlock_meta_root_shared(&tmd->lock);
+	if (!r)
+		r = data_flush_wait(flush);
 	if (!r && tmd->commit_hook)
 		announce(tmd);
 	if (!r)
@@ -122,6 +125,7 @@ int commit_to_disk(struct thin_metadata *tmd)
 
 int thin_metadata_commit(struct thin_metadata *tmd)
 {
+	struct data_flush flush;
 	bool changed;
 	int r;
 
@@ -132,10 +136,10 @@ int thin_metadata_commit(struct thin_metadata *tmd)
 	if (r || !changed)
 		return r;
 
-	r = tmd->data ? io_device_flush(tmd->data) : 0;
-	atomic_store(&tmd->data_flush_failed, r != 0);
-	if (!r)
-		r = commit_to_disk(tmd);
+	data_flush_begin(&flush, tmd->data);
+	r = commit_to_disk(tmd, &flush);
+	data_flush_end(&flush);
+	atomic_store(&tmd->data_flush_failed, flush.result != 0);
 	if (r) {
 		lock_meta_root(&tmd->lock);
 		tmd->must_abort = true;

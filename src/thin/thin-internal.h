@@ -21,6 +21,7 @@
 #include <stdatomic.h>
 #include <sys/queue.h>
 
+#include "io/io-queue.h"
 #include "pdata/btree.h"
 #include "pdata/space-map-disk.h"
 #include "pdata/space-map-metadata.h"
@@ -151,13 +152,31 @@ void metadata_objects_destroy(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_roo
 int metadata_reopen(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root)
 	TP_TAKES(bufio) TP_MUST_CHECK;
 
+/* ---- data-flush.c ---- */
+
+struct data_flush {
+	struct io_request io;
+	struct io_queue *queue; /* the calling thread's own */
+	bool under_way;
+	int result;
+};
+
+/* Covers what has been written to @data before.  @data NULL: over at once, with success. */
+void data_flush_begin(struct data_flush *flush, struct io_device *data) TP_TAKES(bufio);
+/* What it came to; may be asked more than once. */
+int data_flush_wait(struct data_flush *flush) TP_TAKES(bufio) TP_MUST_CHECK;
+/* Whoever has begun one ends it, so that nothing is in flight any more. */
+void data_flush_end(struct data_flush *flush) TP_TAKES(bufio);
+
 /* ---- thin-commit.c ---- */
 
 /*
  * The part of a commit that needs no device records: space maps, flush, superblock, flush.
- * Takes and drops meta_root.  Success: the scalars are committed.
+ * Takes and drops meta_root.  @flush has begun, and is waited for before the superblock is
+ * written.  Success: the scalars are committed.
  */
-int commit_to_disk(struct thin_metadata *tmd) TP_TAKES(meta_root) TP_MUST_CHECK;
+int commit_to_disk(struct thin_metadata *tmd, struct data_flush *flush)
+	TP_TAKES(meta_root) TP_MUST_CHECK;
 
 /* ---- thin-device.c ---- */
 

@@ -228,6 +228,7 @@ static int wipe_superblock(struct io_device *dev) TP_TAKES(bufio)
 static int format_device(struct thin_metadata *tmd, uint32_t data_block_sectors) TP_TAKES(meta_root)
 {
 	mblock_t nr_blocks = bm_nr_blocks(tmd->bm);
+	struct data_flush no_data;
 	int r;
 
 	r = wipe_superblock(tmd->dev);
@@ -237,7 +238,8 @@ static int format_device(struct thin_metadata *tmd, uint32_t data_block_sectors)
 	superblock_init(&tmd->committed, data_block_sectors, nr_blocks);
 	r = objects_create(tmd, nr_blocks);
 	unlock_meta_root(&tmd->lock);
-	return r ? r : commit_to_disk(tmd);
+	data_flush_begin(&no_data, NULL);
+	return r ? r : commit_to_disk(tmd, &no_data);
 }
 
 int thin_metadata_format(struct io_device *dev, uint32_t data_block_sectors, struct tp_error *error)

@@ -4,7 +4,7 @@
  * found out by what test-power-cut.c looks at.
  *
  * Devices that lie leave things out of the log.  A pool that errs is made when this program is
- * linked: calls of three functions come here (--wrap), and go on to the real ones but for one
+ * linked: calls of five functions come here (--wrap), and go on to the real ones but for one
  * mutant.
  *
  * TP_SEED repeats a run.
@@ -24,6 +24,7 @@
 #include "io/device.h"
 #include "pdata/space-map-common.h"
 #include "prng.h"
+#include "thin/thin-internal.h"
 #include "thin/thin-metadata.h"
 #include "write-log.h"
 
@@ -31,7 +32,24 @@
 
 /* ---- mutants by the linker ---- */
 
-static bool reuses_freed_blocks, writes_catalog_in_place;
+static bool reuses_freed_blocks, writes_catalog_in_place, flushes_no_data, awaits_no_flush;
+
+void __real_data_flush_begin(struct data_flush *flush, struct io_device *data);
+void __wrap_data_flush_begin(struct data_flush *flush, struct io_device *data);
+
+void __wrap_data_flush_begin(struct data_flush *flush, struct io_device *data)
+{
+	__real_data_flush_begin(flush, flushes_no_data ? NULL : data);
+}
+
+int __real_data_flush_wait(struct data_flush *flush) TP_MUST_CHECK;
+int __wrap_data_flush_wait(struct data_flush *flush) TP_MUST_CHECK;
+
+/* The superblock is written while data is still being flushed. */
+int __wrap_data_flush_wait(struct data_flush *flush)
+{
+	return awaits_no_flush ? 0 : __real_data_flush_wait(flush);
+}
 
 int __real_sm_ll_find_new(struct sm_ll *ll, uint64_t end, uint64_t *ret_b) TP_MUST_CHECK;
 int __wrap_sm_ll_find_new(struct sm_ll *ll, uint64_t end, uint64_t *ret_b) TP_MUST_CHECK;
@@ -99,13 +117,6 @@ int __wrap_thin_swap_blocks(struct thin_device *td, vblock_t a, vblock_t b)
 
 /* ---- devices that lie ---- */
 
-/* Whoever waits for a flush of data is the commit. */
-static bool keeps_no_data_flush(void *ctx, const struct write_log_entry *e)
-{
-	(void)ctx;
-	return e->device != CRASH_DATA || e->op != IO_FLUSH || !e->waits;
-}
-
 /* Was the superblock the last that was written? */
 static bool follows_superblock(bool *state, const struct write_log_entry *e)
 {
@@ -144,6 +155,7 @@ static void expect_found(bool (*keeps)(void *ctx, const struct write_log_entry *
 
 	crash_run(&plan, &result);
 	reuses_freed_blocks = writes_catalog_in_place = false;
+	flushes_no_data = awaits_no_flush = false;
 	print_message("# after %" PRIu64 " states: %s\n", result.nr_states,
 		      result.wrong ? result.what : "nothing");
 	assert_true(result.wrong);
@@ -152,7 +164,15 @@ static void expect_found(bool (*keeps)(void *ctx, const struct write_log_entry *
 static void metadata_without_a_data_flush_is_found(void **state)
 {
 	(void)state;
-	expect_found(keeps_no_data_flush);
+	flushes_no_data = true;
+	expect_found(NULL);
+}
+
+static void metadata_that_does_not_await_the_data_flush_is_found(void **state)
+{
+	(void)state;
+	awaits_no_flush = true;
+	expect_found(NULL);
 }
 
 static void a_superblock_before_the_flush_is_found(void **state)
@@ -185,6 +205,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(metadata_without_a_data_flush_is_found),
+		cmocka_unit_test(metadata_that_does_not_await_the_data_flush_is_found),
 		cmocka_unit_test(a_superblock_before_the_flush_is_found),
 		cmocka_unit_test(a_superblock_without_a_flush_is_found),
 		cmocka_unit_test(a_freed_block_used_again_too_early_is_found),

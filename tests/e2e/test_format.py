@@ -270,6 +270,17 @@ def test_a_file_that_is_reused_gets_the_size_asked_for(bench):
         bench.check_clean(bench.tmp / 'pool')
 
 
+@pytest.mark.parametrize('host,written', [('1G', '64M'), ('256M', '0')])
+def test_metadata_is_written_once_where_the_host_has_plenty(bench, host, written):
+    """So that a commit overwrites; not an eighth of what the host has left, and of large metadata a part."""
+    where = bench.mount('tmpfs', 'host', '-t', 'tmpfs', '-o', f'size={host}')
+    bench.ctl('format', where / 'pool', '--size', '128G', '--metadata-size', '128M')
+    taken = (where / 'pool/metadata').stat().st_blocks * 512
+    expected = int(written.rstrip('M')) * MIB
+    assert expected <= taken <= expected + 4 * MIB
+    bench.check_clean(where / 'pool')
+
+
 def crc32c(data):
     crc = 0xffffffff
     for byte in data:

@@ -89,14 +89,11 @@ static void log_end(struct write_log *log, size_t index)
 	unlock_io(&log->lock);
 }
 
-static struct write_log_entry entry_of(const struct log_device *d, const struct io_request *io,
-				       bool waits)
+static struct write_log_entry entry_of(const struct log_device *d, const struct io_request *io)
 {
-	return (struct write_log_entry){ .device = d->number,
-					 .op = io->op,
-					 .waits = waits,
-					 .offset = io->offset,
-					 .length = io->length };
+	return (struct write_log_entry){
+		.device = d->number, .op = io->op, .offset = io->offset, .length = io->length
+	};
 }
 
 /* ---- the device ---- */
@@ -120,7 +117,7 @@ static void log_submit(struct io_device *dev, struct io_queue *q, struct io_requ
 	TP_INVARIANT(p);
 	p->io = io;
 	p->log = d->log;
-	p->index = log_begin(d->log, entry_of(d, io, false), io);
+	p->index = log_begin(d->log, entry_of(d, io), io);
 	p->copy = *io;
 	p->copy.device = d->inner;
 	p->copy.done = passage_done;
@@ -131,7 +128,7 @@ static void log_submit(struct io_device *dev, struct io_queue *q, struct io_requ
 static int log_execute(struct io_device *dev, struct io_request *io)
 {
 	struct log_device *d = log_device(dev);
-	size_t index = log_begin(d->log, entry_of(d, io, true), io);
+	size_t index = log_begin(d->log, entry_of(d, io), io);
 	int r = d->inner->ops->execute(d->inner, io);
 
 	TP_INVARIANT(!r);
@@ -149,11 +146,11 @@ static int log_next_data(struct io_device *dev, uint64_t offset, uint64_t *ret_o
 static int log_resize(struct io_device *dev, uint64_t bytes)
 {
 	struct log_device *d = log_device(dev);
-	size_t index = log_begin(
-		d->log,
-		(struct write_log_entry){
-			.device = d->number, .op = WRITE_LOG_GROW, .waits = true, .length = bytes },
-		NULL);
+	size_t index =
+		log_begin(d->log,
+			  (struct write_log_entry){
+				  .device = d->number, .op = WRITE_LOG_GROW, .length = bytes },
+			  NULL);
 	int r = io_device_resize(d->inner, bytes);
 
 	TP_INVARIANT(!r);

@@ -26,7 +26,6 @@ struct write_log;
 struct write_log_entry {
 	unsigned device;
 	unsigned op; /* enum io_op or WRITE_LOG_GROW */
-	bool waits;  /* the submitter blocks until it is done */
 	uint64_t offset, length;
 	/*
 	 * By the log's clock, which ticks for each entry twice and for whoever asks: a flush covers
