@@ -33,7 +33,7 @@
 
 #include "fuse/fuse-uring-abi.h"
 
-enum { PAGE = 4096, WRITE_HEADER = 80, MAX_WRITE = 1 << 20, NR_SLOTS = 512, BATCH = 32 };
+enum { PAGE = 4096, WRITE_HEADER = 80, MAX_WRITE = 1 << 20, NR_SLOTS = 1024, BATCH = 32 };
 
 /* As in thinpoold: the structure and the request's header in page 0, the payload from page 1. */
 struct slot {
@@ -171,6 +171,11 @@ static void register_entries(void)
 {
 	long nr_cpus = sysconf(_SC_NPROCESSORS_CONF);
 
+	/* Some are left for what comes over /dev/fuse all the same. */
+	if (nr_cpus * server.queue_depth > NR_SLOTS - 64) {
+		errno = E2BIG;
+		die("entries");
+	}
 	for (long i = 0; i < nr_cpus * server.queue_depth; i++) {
 		struct slot *slot = server.free;
 
