@@ -45,6 +45,7 @@
 #define CHUNKS_PER_PIECE 16u /* one transfer: 1 MiB */
 #define RECORDS_BYTES ((uint64_t)(THIN_ID_MAX + 1) * CATALOG_RECORD_BYTES)
 #define NO_CHUNK UINT64_MAX
+#define ROOM_MAX_IDS 8u
 
 enum chunk_state { CHUNK_UNKNOWN = 0, CHUNK_ZERO, CHUNK_MAYBE_DATA };
 
@@ -63,6 +64,9 @@ struct catalog {
 	uint8_t *cached;       /* CHUNK_BYTES */
 	uint8_t *piece;        /* CHUNKS_PER_PIECE chunks, for transfers */
 	bool data_failed;
+	/* Free blocks for which the host has space, as of the last catalog_check_room(). */
+	dblock_t ready[ROOM_MAX_IDS];
+	unsigned nr_ready;
 };
 
 /* ---- places ---- */
@@ -288,6 +292,16 @@ static int move_to_spare(struct catalog *c, vblock_t v, dblock_t source, dblock_
 	return 0;
 }
 
+static int reserve_block(struct catalog *c, dblock_t *ret_block)
+{
+	while (c->nr_ready) {
+		*ret_block = c->ready[--c->nr_ready];
+		if (!thin_metadata_reserve_data_blocks(c->tmd, *ret_block, *ret_block + 1))
+			return 0;
+	}
+	return thin_metadata_reserve_data_block(c->tmd, ret_block);
+}
+
 /* Also for a vblock that was not mapped: its chunks are then all CHUNK_ZERO. */
 static int move_to_new_block(struct catalog *c, vblock_t v, dblock_t source, uint64_t changed)
 {
@@ -295,7 +309,7 @@ static int move_to_new_block(struct catalog *c, vblock_t v, dblock_t source, uin
 	dblock_t target;
 	int r;
 
-	r = thin_metadata_reserve_data_block(c->tmd, &target);
+	r = reserve_block(c, &target);
 	if (r)
 		return r;
 	probe_chunks(c, prepared_chunks(c), target, 0, c->chunks_per_block);
@@ -413,19 +427,25 @@ int catalog_erase(struct catalog *c, thin_id_t id)
 	return change_slot(c, id, NULL);
 }
 
-#define ROOM_MAX_IDS 8u
-
-/* Are @nr data blocks free to be taken?  Tried out, since a count can promise too much. */
-static bool can_reserve(struct catalog *c, unsigned nr)
+/*
+ * What copy_block() would write to @target gets space on the host, so that it cannot fail for want
+ * of it.  A chunk with data has it already, so this costs nothing as a rule.
+ */
+static int allocate_chunks(struct catalog *c, vblock_t v, dblock_t target,
+			   const uint8_t *target_states, uint64_t changed)
 {
-	dblock_t blocks[ROOM_MAX_IDS];
-	unsigned got = 0;
+	const uint8_t *states = block_chunks(c, v);
 
-	while (got < nr && thin_metadata_reserve_data_block(c->tmd, &blocks[got]) == 0)
-		got++;
-	for (unsigned i = 0; i < got; i++)
-		thin_metadata_unreserve_data_blocks(c->tmd, blocks[i], blocks[i] + 1);
-	return got == nr;
+	for (uint64_t i = 0; i < c->chunks_per_block; i++) {
+		bool data = states[i] != CHUNK_ZERO || i == changed;
+		int r = 0;
+
+		if (data && target_states[i] == CHUNK_ZERO)
+			r = io_device_allocate(c->data, disk_offset(c, target, i), CHUNK_BYTES);
+		if (r)
+			return r;
+	}
+	return 0;
 }
 
 static bool seen_before(const struct catalog *c, const thin_id_t *ids, unsigned i)
@@ -436,31 +456,71 @@ static bool seen_before(const struct catalog *c, const thin_id_t *ids, unsigned 
 	return false;
 }
 
+/* Room in the block that the record is in now: it may be written in place, or be the next spare. */
+static int allocate_here(struct catalog *c, thin_id_t id, const struct thin_run *run)
+{
+	vblock_t v = vblock_of(c, id);
+	uint64_t changed = chunk_of(id) % c->chunks_per_block;
+
+	if (!run->mapped) {
+		memset(block_chunks(c, v), CHUNK_ZERO, c->chunks_per_block);
+		return 0;
+	}
+	know_chunks(c, v, run->dblock);
+	if (block_chunks(c, v)[changed] != CHUNK_ZERO)
+		return 0;
+	return io_device_allocate(c->data, disk_offset(c, run->dblock, changed), CHUNK_BYTES);
+}
+
+/* Tried out, since a count of free blocks can promise too much.  The caller gives the block back.
+ */
+static int take_block(struct catalog *c, thin_id_t id, dblock_t *ret_block)
+{
+	int r = thin_metadata_reserve_data_block(c->tmd, ret_block);
+
+	if (r)
+		return r == -ENOSPC && thin_metadata_changed(c->tmd) ? -EAGAIN : r;
+	probe_chunks(c, prepared_chunks(c), *ret_block, 0, c->chunks_per_block);
+	r = allocate_chunks(c, vblock_of(c, id), *ret_block, prepared_chunks(c),
+			    chunk_of(id) % c->chunks_per_block);
+	if (r)
+		thin_metadata_unreserve_data_blocks(c->tmd, *ret_block, *ret_block + 1);
+	return r;
+}
+
 int catalog_check_room(struct catalog *c, const thin_id_t *ids, unsigned nr)
 {
-	unsigned nr_blocks = 0;
+	dblock_t spare = 0;
 	bool usable = false;
 	struct thin_run run;
-	dblock_t spare;
 	int r;
 
 	if (nr > ROOM_MAX_IDS)
 		return -EINVAL;
+	c->nr_ready = 0;
 	r = spare_usable(c, &spare, &usable);
+	if (!r && usable)
+		know_chunks(c, c->spare, spare);
 	for (unsigned i = 0; !r && i < nr; i++) {
 		vblock_t v = vblock_of(c, ids[i]);
 
 		r = thin_find_run(c->td, v, 1, &run);
+		if (!r)
+			r = allocate_here(c, ids[i], &run);
 		if (r || seen_before(c, ids, i) || (run.mapped && c->moved[v]))
 			continue;
-		if (run.mapped && usable)
+		if (run.mapped && usable) {
 			usable = false;
-		else
-			nr_blocks++;
+			r = allocate_chunks(c, v, spare, block_chunks(c, c->spare),
+					    chunk_of(ids[i]) % c->chunks_per_block);
+		} else {
+			r = take_block(c, ids[i], &c->ready[c->nr_ready]);
+			c->nr_ready += !r;
+		}
 	}
-	if (r || can_reserve(c, nr_blocks))
-		return r;
-	return thin_metadata_changed(c->tmd) ? -EAGAIN : -ENOSPC;
+	for (unsigned i = 0; i < c->nr_ready; i++)
+		thin_metadata_unreserve_data_blocks(c->tmd, c->ready[i], c->ready[i] + 1);
+	return r;
 }
 
 /* ---- transactions ---- */

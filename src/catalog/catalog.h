@@ -84,7 +84,8 @@ int catalog_erase(struct catalog *c, thin_id_t id) TP_TAKES(meta_root) TP_MUST_C
  * Can the records of all @ids be put or erased in the open transaction?  Each data block of the
  * catalog that a transaction touches moves; the spare takes the first, the others need a free
  * data block each.  0; -EAGAIN: not before a commit; -ENOSPC: the pool is full.
- * A single record that exists is never refused with -ENOSPC: that is what the spare is for.
+ * A single record that exists is never refused with -ENOSPC: that is what the spare is for.  What
+ * will be written gets its space on the host now, so -ENOSPC can also mean that the host is full.
  */
 int catalog_check_room(struct catalog *c, const thin_id_t *ids, unsigned nr)
 	TP_TAKES(meta_root) TP_MUST_CHECK;

@@ -36,7 +36,8 @@ static const char interface_description[] =
 	"  metadata_reserve: int, read_only: bool, catalog: bool, virtual_total: int,\n"
 	"  low_water_data: int, data_is_low: bool, low_water_metadata: int,\n"
 	"  metadata_is_low: bool, cache: object, statistics: object, settings: object,\n"
-	"  pressure: ?object, longest_throttle_usec: int, transport: string\n"
+	"  autoextend: object, hook: ?object, pressure: ?object, longest_throttle_usec: int,\n"
+	"  transport: string\n"
 	")\n"
 	"method List() -> (volumes: []Volume)\n"
 	"method Create(name: string, size: int) -> (id: int)\n"
@@ -108,9 +109,14 @@ struct method {
 
 static json_t *get_status(struct control_call *call, json_t *parameters)
 {
+	struct hook_status hook;
+
 	(void)parameters;
+	if (call->service->get_hook)
+		call->service->get_hook(call->service->ctx, &hook);
 	return reply_parameters(status_document(call->pool, call->pressure,
-						call->service->transport(call->service->ctx)));
+						call->service->transport(call->service->ctx),
+						call->service->get_hook ? &hook : NULL));
 }
 
 static json_t *list(struct control_call *call, json_t *parameters)

@@ -12,6 +12,7 @@
 #ifndef TP_CONTROL_CONTROL_SERVER_H
 #define TP_CONTROL_CONTROL_SERVER_H
 
+#include "control/status-document.h"
 #include "io/io-queue.h"
 #include "pool/pool.h"
 #include "reclaim/pressure.h"
@@ -25,6 +26,7 @@ struct control_server;
 struct control_service {
 	/* Hand the mount over to a new daemon; *@ret_restarts: how often that has been done. */
 	int (*restart)(void *ctx, unsigned *ret_restarts, struct tp_error *error);
+	void (*get_hook)(void *ctx, struct hook_status *ret_status); /* NULL: there is none */
 	void (*get_restarts)(void *ctx, unsigned *ret_restarts, uint64_t *ret_pause_usec);
 	/* How requests come from the kernel, in a word. */
 	const char *(*transport)(void *ctx);

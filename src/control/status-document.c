@@ -26,19 +26,21 @@ static json_int_t number(uint64_t n)
 static json_t *statistics_object(const struct pool_stats *s)
 {
 	return json_pack(
-		"{sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI}", "reads",
-		number(s->reads), "writes", number(s->writes), "flushes", number(s->flushes),
-		"discards", number(s->discards), "read_bytes", number(s->read_bytes), "write_bytes",
-		number(s->write_bytes), "discard_bytes", number(s->discard_bytes),
-		"provisioned_blocks", number(s->provisioned_blocks), "broken_sharing_blocks",
-		number(s->broken_sharing_blocks), "zeroed_blocks", number(s->zeroed_blocks),
-		"passed_down_bytes", number(s->passed_down_bytes), "deferred", number(s->deferred),
-		"metadata_misses", number(s->metadata_misses), "unaligned", number(s->unaligned),
-		"commits", number(s->commits), "aborts", number(s->aborts), "commands",
-		number(s->commands), "throttled", number(s->throttled), "low_water_data",
-		number(s->low_water_data), "low_water_metadata", number(s->low_water_metadata),
-		"throttles", number(s->throttles), "throttle_usec", number(s->throttle_usec),
-		"data_errors", number(s->data_errors));
+		"{sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI}",
+		"reads", number(s->reads), "writes", number(s->writes), "flushes",
+		number(s->flushes), "discards", number(s->discards), "read_bytes",
+		number(s->read_bytes), "write_bytes", number(s->write_bytes), "discard_bytes",
+		number(s->discard_bytes), "provisioned_blocks", number(s->provisioned_blocks),
+		"broken_sharing_blocks", number(s->broken_sharing_blocks), "zeroed_blocks",
+		number(s->zeroed_blocks), "passed_down_bytes", number(s->passed_down_bytes),
+		"deferred", number(s->deferred), "metadata_misses", number(s->metadata_misses),
+		"unaligned", number(s->unaligned), "commits", number(s->commits), "aborts",
+		number(s->aborts), "commands", number(s->commands), "throttled",
+		number(s->throttled), "low_water_data", number(s->low_water_data),
+		"low_water_metadata", number(s->low_water_metadata), "throttles",
+		number(s->throttles), "throttle_usec", number(s->throttle_usec),
+		"autoextended_data", number(s->autoextended_data), "autoextended_metadata",
+		number(s->autoextended_metadata), "data_errors", number(s->data_errors));
 }
 
 static json_t *pressure_object(struct pressure *pressure)
@@ -82,14 +84,32 @@ static json_t *settings_object(const struct pool_status *s)
 			 (double)s->no_space_timeout_usec / USEC_PER_SEC);
 }
 
-json_t *status_document(struct pool *pool, struct pressure *pressure, const char *transport)
+static json_t *autoextend_object(const struct pool_status *s)
+{
+	return json_pack("{sI sI sI so so}", "threshold", number(s->autoextend.threshold),
+			 "percent", number(s->autoextend.percent), "max_size",
+			 number(s->autoextend.max_bytes), "data_not_extended",
+			 control_text(s->data_not_extended), "metadata_not_extended",
+			 control_text(s->metadata_not_extended));
+}
+
+static json_t *hook_object(const struct hook_status *hook)
+{
+	if (!hook)
+		return json_null();
+	return json_pack("{sb sI sI}", "running", hook->running, "runs", number(hook->runs),
+			 "failures", number(hook->failures));
+}
+
+json_t *status_document(struct pool *pool, struct pressure *pressure, const char *transport,
+			const struct hook_status *hook)
 {
 	struct pool_status s;
 
 	pool_get_status(pool, &s);
 	return json_pack(
 		"{ss so so sb sI ss sI sI sI sI sI sI sI sI sI sI sb sb sI sI sb sI sb s{sI sI "
-		"sI sI sI} so so so sI ss}",
+		"sI sI sI} so so so so so sI ss}",
 		"mode", pool_mode_name(s.mode), "reason", control_text(s.reason), "remedy",
 		control_text(s.remedy), "needs_check", s.needs_check, "longest_abort_usec",
 		number(s.longest_abort_usec), "version", TP_VERSION, "pid",
@@ -105,7 +125,8 @@ json_t *status_document(struct pool *pool, struct pressure *pressure, const char
 		number(s.cache_bytes), "limit", number(s.cache_limit_bytes), "hits",
 		number(s.cache_hits), "misses", number(s.cache_misses), "shrunk",
 		number(s.cache_shrunk), "statistics", statistics_object(&s.stats), "settings",
-		settings_object(&s), "pressure", pressure_object(pressure), "longest_throttle_usec",
+		settings_object(&s), "autoextend", autoextend_object(&s), "hook", hook_object(hook),
+		"pressure", pressure_object(pressure), "longest_throttle_usec",
 		number(s.longest_throttle_usec), "transport", transport);
 }
 
@@ -176,9 +197,10 @@ json_t *list_document(struct pool *pool)
 	return sorted(array);
 }
 
-char *status_render_json(struct pool *pool, struct pressure *pressure, const char *transport)
+char *status_render_json(struct pool *pool, struct pressure *pressure, const char *transport,
+			 const struct hook_status *hook)
 {
-	json_t *document = status_document(pool, pressure, transport);
+	json_t *document = status_document(pool, pressure, transport, hook);
 	char *flat = document ? json_dumps(document, JSON_INDENT(2)) : NULL, *text = NULL;
 
 	if (flat && asprintf(&text, "%s\n", flat) < 0)
@@ -210,7 +232,28 @@ static void print_pressure(FILE *f, struct pressure *pressure)
 		s.runs, format_size(s.given_back, size, sizeof(size)), s.longest_hold_usec);
 }
 
-char *status_render_text(struct pool *pool, struct pressure *pressure, const char *transport)
+static void print_autoextend(FILE *f, const struct pool_status *s)
+{
+	char max[FORMAT_SIZE_MAX];
+
+	if (!s->autoextend.threshold || s->autoextend.threshold >= 100) {
+		fprintf(f, "autoextend   never\n");
+		return;
+	}
+	fprintf(f, "autoextend   at %u %% by %u %%", s->autoextend.threshold,
+		s->autoextend.percent);
+	if (s->autoextend.max_bytes)
+		fprintf(f, ", up to %s", format_size(s->autoextend.max_bytes, max, sizeof(max)));
+	fprintf(f, ", so far data %" PRIu64 " times, metadata %" PRIu64 " times\n",
+		s->stats.autoextended_data, s->stats.autoextended_metadata);
+	if (s->data_not_extended[0])
+		fprintf(f, "             data is not extended: %s\n", s->data_not_extended);
+	if (s->metadata_not_extended[0])
+		fprintf(f, "             metadata is not extended: %s\n", s->metadata_not_extended);
+}
+
+char *status_render_text(struct pool *pool, struct pressure *pressure, const char *transport,
+			 const struct hook_status *hook)
 {
 	char a[FORMAT_SIZE_MAX], b[FORMAT_SIZE_MAX], c[FORMAT_SIZE_MAX];
 	struct pool_status s;
@@ -250,6 +293,10 @@ char *status_render_text(struct pool *pool, struct pressure *pressure, const cha
 			s.data_is_low ? "data" : "",
 			s.data_is_low && s.metadata_is_low ? " and " : "",
 			s.metadata_is_low ? "metadata" : "");
+	print_autoextend(f, &s);
+	if (hook && hook->runs)
+		fprintf(f, "hook         ran %" PRIu64 " times, %" PRIu64 " of them in vain%s\n",
+			hook->runs, hook->failures, hook->running ? ", and runs" : "");
 	fprintf(f, "volumes      %u, %s together\n", s.nr_volumes,
 		format_size(s.virtual_total, a, sizeof(a)));
 	fprintf(f, "transport    %s\n", transport);

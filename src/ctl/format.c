@@ -353,6 +353,18 @@ static int write_metadata_once(struct half *h)
 	return CTL_OK;
 }
 
+/* A host that is full shall not make metadata fail; where that costs too much the daemon says so.
+ */
+static int allocate_metadata(struct half *h)
+{
+	int r = io_device_allocate_cheaply(h->dev, 0, h->size);
+
+	if (r && r != -ENOSPC)
+		return ctl_fail(ctl_exit_of(r), "%s cannot be allocated: %s", h->target,
+				strerror(-r));
+	return CTL_OK;
+}
+
 /* Metadata, data size and catalog; the pool is whole when the last commit is durable. */
 static int write_pool(struct format *f, struct tp_error *error)
 {
@@ -433,6 +445,8 @@ static int format_devices(struct format *f, const char *pooldir)
 		code = size_half(&f->data);
 	if (!code)
 		code = size_half(&f->metadata);
+	if (!code)
+		code = allocate_metadata(&f->metadata);
 	if (!code)
 		code = write_metadata_once(&f->metadata);
 	if (code)

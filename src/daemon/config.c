@@ -65,7 +65,7 @@ static void print_size_value(const struct config_key *key, const void *field, FI
 
 	(void)key;
 	/* The short form only if it says exactly the same. */
-	if (!parse_size(format_size(bytes, buf, sizeof(buf)), &back) && back == bytes)
+	if (bytes && !parse_size(format_size(bytes, buf, sizeof(buf)), &back) && back == bytes)
 		fputs(buf, out);
 	else
 		fprintf(out, "%" PRIu64, bytes);
@@ -154,6 +154,43 @@ static void print_count_value(const struct config_key *key, const void *field, F
 	fprintf(out, "%u", *(const unsigned *)field);
 }
 
+/* "80%". */
+static int parse_percent_value(const struct config_key *key, const char *text, void *field)
+{
+	size_t digits = strspn(text, "0123456789");
+	unsigned long n = strtoul(text, NULL, 10);
+
+	if (!digits || digits > 4 || strcmp(text + digits, "%") || n < key->min || n > key->max)
+		return -EINVAL;
+	*(unsigned *)field = (unsigned)n;
+	return 0;
+}
+
+static void print_percent_value(const struct config_key *key, const void *field, FILE *out)
+{
+	(void)key;
+	fprintf(out, "%u%%", *(const unsigned *)field);
+}
+
+/* Looked at when it is read, so that a mistake is told before the day it is needed. */
+static int parse_program_value(const struct config_key *key, const char *text, void *field)
+{
+	struct stat st;
+
+	(void)key;
+	if (*text && (*text != '/' || stat(text, &st) || !S_ISREG(st.st_mode) ||
+		      access(text, X_OK) || strlen(text) > CONFIG_LINE_MAX))
+		return -EINVAL;
+	memcpy(field, text, strlen(text) + 1);
+	return 0;
+}
+
+static void print_program_value(const struct config_key *key, const void *field, FILE *out)
+{
+	(void)key;
+	fputs(field, out);
+}
+
 static int find_word(const struct config_key *key, const char *text)
 {
 	for (int i = 0; key->words[i]; i++)
@@ -217,6 +254,8 @@ static const struct value_kind kind_size = { parse_size_value, print_size_value 
 static const struct value_kind kind_mark = { parse_mark_value, print_mark_value };
 static const struct value_kind kind_seconds = { parse_seconds_value, print_seconds_value };
 static const struct value_kind kind_count = { parse_count_value, print_count_value };
+static const struct value_kind kind_program = { parse_program_value, print_program_value };
+static const struct value_kind kind_percent = { parse_percent_value, print_percent_value };
 static const struct value_kind kind_bool = { parse_bool_value, print_bool_value };
 static const struct value_kind kind_word = { parse_word_value, print_word_value };
 static const struct value_kind kind_level = { parse_level_value, print_level_value };
@@ -254,6 +293,19 @@ static const struct config_key keys[] = {
 	{ "pool", "low_water_metadata", "10%", AT_ONCE, FIELD(low_water_metadata),
 	  .kind = &kind_mark, .max = INT64_MAX,
 	  .expected = "a percentage from 0% (none) to 99%, or a size" },
+	{ "pool", "autoextend_threshold", "80%", AT_ONCE, FIELD(autoextend_threshold),
+	  .kind = &kind_percent, .min = 1, .max = 100,
+	  .expected = "a percentage from 1% to 100% (never)" },
+	{ "pool", "autoextend_percent", "20%", AT_ONCE, FIELD(autoextend_percent),
+	  .kind = &kind_percent, .min = 1, .max = 1000,
+	  .expected = "a percentage from 1% to 1000%" },
+	{ "pool", "max_size", "0", AT_ONCE, FIELD(max_size), .kind = &kind_size, .max = INT64_MAX,
+	  .expected = "a size, or 0 for none" },
+	{ "pool", "on_low_space", "", AT_ONCE, FIELD(on_low_space), .kind = &kind_program,
+	  .expected = "the absolute path of a program that can be executed, or nothing" },
+	{ "pool", "on_low_space_timeout", "60", AT_ONCE, FIELD(on_low_space_timeout_usec),
+	  .kind = &kind_seconds, .min = SECONDS(1), .max = SECONDS(86400),
+	  .expected = "seconds from 1 to 86400" },
 	{ "fuse", "workers", "2", FIELD(workers), .kind = &kind_count, .min = 1, .max = 64,
 	  .expected = "a number from 1 to 64" },
 	{ "fuse", "cache", "pages", FIELD(cache), .kind = &kind_word, .words = cache_words,

@@ -23,6 +23,8 @@
 #include "util/error.h"
 #include "util/log.h"
 
+#define CONFIG_LINE_MAX 180 /* bytes; libinih cuts longer lines in two */
+
 enum config_cache { CONFIG_CACHE_PAGES, CONFIG_CACHE_NONE };
 enum config_io_uring { CONFIG_IO_URING_AUTO, CONFIG_IO_URING_YES, CONFIG_IO_URING_NO };
 
@@ -35,6 +37,10 @@ struct config {
 	bool queue_if_no_space;
 	uint64_t no_space_timeout_usec;
 	struct pool_low_water low_water_data, low_water_metadata;
+	unsigned autoextend_threshold, autoextend_percent;
+	uint64_t max_size;                      /* 0: none */
+	char on_low_space[CONFIG_LINE_MAX + 1]; /* "": none */
+	uint64_t on_low_space_timeout_usec;
 	/* [fuse] */
 	unsigned workers;
 	enum config_cache cache;
@@ -55,7 +61,6 @@ struct config {
 
 #define CONFIG_DEFAULT_PATH "/etc/thinpoold/thinpoold.conf"
 #define CONFIG_FILE_MAX 65536 /* bytes */
-#define CONFIG_LINE_MAX 180   /* bytes; libinih cuts longer lines in two */
 
 void config_set_defaults(struct config *cfg);
 

@@ -26,6 +26,7 @@
 #include "control/control-server.h"
 #include "control/metrics.h"
 #include "control/status-document.h"
+#include "daemon/hook.h"
 #include "daemon/notify.h"
 #include "fuse/fuse-session.h"
 #include "util/clock.h"
@@ -53,6 +54,7 @@ struct daemon {
 	struct io_queue *q;
 	struct pool *pool;
 	struct pressure *pressure;
+	struct hook *hook;
 	struct control_server *control;
 	_Atomic(struct fuse_server *) fuse; /* the pool's events may come before it is there */
 	char metadata_path[4096], data_path[4096], socket_path[128];
@@ -75,7 +77,9 @@ static void pool_event(void *ctx, const struct pool_event *event)
 	struct daemon *d = ctx;
 	struct fuse_server *fuse = d->fuse;
 
-	if (fuse)
+	if (event->kind > POOL_EVENT_MODE)
+		hook_note(d->hook, event->kind);
+	else if (fuse)
 		fuse_server_event(fuse, event);
 }
 
@@ -95,15 +99,19 @@ static const char *transport(void *ctx)
 static char *render_status_text(void *ctx)
 {
 	struct daemon *d = ctx;
+	struct hook_status hook;
 
-	return status_render_text(d->pool, d->pressure, transport(d));
+	hook_get_status(d->hook, &hook);
+	return status_render_text(d->pool, d->pressure, transport(d), &hook);
 }
 
 static char *render_status_json(void *ctx)
 {
 	struct daemon *d = ctx;
+	struct hook_status hook;
 
-	return status_render_json(d->pool, d->pressure, transport(d));
+	hook_get_status(d->hook, &hook);
+	return status_render_json(d->pool, d->pressure, transport(d), &hook);
 }
 
 static char *render_metrics(void *ctx)
@@ -111,9 +119,11 @@ static char *render_metrics(void *ctx)
 	struct daemon *d = ctx;
 	struct fuse_server *fuse = d->fuse; /* NULL until the mount is complete */
 	struct fuse_server_stats s = { .requests = 0 };
+	struct hook_status hook;
 
 	if (fuse)
 		fuse_server_get_stats(fuse, &s);
+	hook_get_status(d->hook, &hook);
 	const struct metric more[] = {
 		{ "fuse_requests_total", "Requests read from the kernel", s.requests },
 		{ "fuse_over_io_uring", "Whether requests come over io_uring, not /dev/fuse",
@@ -129,6 +139,9 @@ static char *render_metrics(void *ctx)
 		{ "restart_pause_microseconds",
 		  "How long the last hand-over took; 0: there was none, or the daemon died",
 		  s.last_pause_usec },
+		{ "hook_running", "Whether the program for low space runs", hook.running },
+		{ "hook_runs_total", "Times that it was started", hook.runs },
+		{ "hook_failures_total", "Times that it failed or took too long", hook.failures },
 	};
 
 	return metrics_render(d->pool, d->pressure, more, ARRAY_SIZE(more));
@@ -207,6 +220,9 @@ static struct pool_options pool_options_of(const struct config *cfg)
 		.no_space_timeout_usec = cfg->no_space_timeout_usec,
 		.low_water_data = cfg->low_water_data,
 		.low_water_metadata = cfg->low_water_metadata,
+		.autoextend = { .threshold = cfg->autoextend_threshold,
+				.percent = cfg->autoextend_percent,
+				.max_bytes = cfg->max_size },
 	};
 }
 
@@ -386,6 +402,7 @@ static void reload(struct daemon *d)
 		log_set_level(config.log_level);
 		options = pool_options_of(&config);
 		pool_configure(d->pool, &options);
+		hook_configure(d->hook, config.on_low_space, config.on_low_space_timeout_usec);
 		lock_control(&d->lock);
 		d->config = config;
 		unlock_control(&d->lock);
@@ -429,6 +446,13 @@ static int restart(void *ctx, unsigned *ret_restarts, struct tp_error *error)
 	fuse_server_get_stats(d->fuse, &s);
 	*ret_restarts = s.restarts;
 	return begin_hand_over(d, error);
+}
+
+static void get_hook(void *ctx, struct hook_status *ret_status)
+{
+	struct daemon *d = ctx;
+
+	hook_get_status(d->hook, ret_status);
 }
 
 static void get_restarts(void *ctx, unsigned *ret_restarts, uint64_t *ret_pause_usec)
@@ -497,7 +521,11 @@ static int watch_for_the_end(struct daemon *d, struct tp_error *error)
 static int start_control(struct daemon *d, struct tp_error *error)
 {
 	const struct control_service service = {
-		.restart = restart, .get_restarts = get_restarts, .transport = transport, .ctx = d
+		.restart = restart,
+		.get_hook = get_hook,
+		.get_restarts = get_restarts,
+		.transport = transport,
+		.ctx = d,
 	};
 
 	return control_server_create(d->q, d->pool, d->pressure, &service, d->socket_path,
@@ -513,6 +541,11 @@ static int start_parts(struct daemon *d, const struct daemon_options *o,
 	r = io_queue_create(QUEUE_DEPTH, &d->q);
 	if (r)
 		return tp_error(error, r, "no event queue: %s", strerror(-r));
+	/* Before the pool, which tells of low space as soon as it is open. */
+	d->hook = hook_create(d->q, o->pooldir, o->mountpoint);
+	if (!d->hook)
+		return tp_error(error, -ENOMEM, "out of memory");
+	hook_configure(d->hook, o->config.on_low_space, o->config.on_low_space_timeout_usec);
 	r = open_pool(d, o, error);
 	if (!r)
 		r = start_pressure(d, &o->config, error);
@@ -567,7 +600,7 @@ enum daemon_end daemon_run(struct daemon *d)
 	log_info("%s", pressure);
 	notify_send("READY=1\nSTATUS=serving %s at %s", d->pooldir, d->mountpoint);
 	while (!d->stopping)
-		io_queue_run(d->q, UINT64_MAX);
+		io_queue_run(d->q, hook_run(d->hook, d->pool));
 	log_info("stopping: %s", d->why);
 	if (d->handing_over) {
 		notify_send("RELOADING=1\nMONOTONIC_USEC=%llu\nSTATUS=%s",
@@ -599,6 +632,7 @@ static int close_rest(struct daemon *d)
 	r = pool_close(d->pool);
 	fuse_server_destroy(fuse);
 	pressure_destroy(d->pressure);
+	hook_destroy(d->hook, d->handing_over);
 	if (r)
 		log_err("the last commit failed: %s", strerror(-r));
 	if (d->legacy.fds[LEGACY_REDO])

@@ -42,7 +42,7 @@ enum daemon_end { DAEMON_STOP, DAEMON_HAND_OVER };
  * is to be handed over: SIGUSR2, or a control command.  SIGHUP reads the configuration again.  The
  * caller has blocked these signals.
  */
-enum daemon_end daemon_run(struct daemon *d) TP_TAKES(bufio);
+enum daemon_end daemon_run(struct daemon *d) TP_TAKES(catalog);
 
 /*
  * Answer what has been asked, commit, close, but let the mount be.  Afterwards the daemon is gone,

@@ -103,7 +103,7 @@ static void send_notice(struct fuse_server *server, const struct fuse_notice *n)
 	case POOL_EVENT_VOLUME_CONTENT:
 		forget_content(server, n->id);
 		break;
-	case POOL_EVENT_MODE:
+	default: /* fuse_server_event() lets no others in */
 		break;
 	}
 }
@@ -136,7 +136,7 @@ void fuse_server_event(struct fuse_server *server, const struct pool_event *even
 	size_t name_bytes = strlen(name) + 1;
 	struct fuse_notice *n;
 
-	if (event->kind == POOL_EVENT_MODE)
+	if (event->kind >= POOL_EVENT_MODE)
 		return; /* nothing that the kernel caches */
 	n = malloc(sizeof(*n) + name_bytes);
 	if (n) {

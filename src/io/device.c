@@ -30,6 +30,7 @@
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
 #include <time.h>
@@ -38,6 +39,9 @@
 #include "util/cleanup.h"
 
 enum { MIN_DIRECT_ALIGNMENT = 512, MAX_DIRECT_ALIGNMENT = 4096 };
+
+/* What is allocated in advance takes at most this part of what the host has left. */
+#define CHEAP_PART 8
 
 enum { HELD_WAIT_MSEC = 2000, HELD_RETRY_MSEC = 20 };
 
@@ -125,6 +129,36 @@ static int file_allocated(struct io_device *dev, uint64_t *ret_bytes)
 	return 0;
 }
 
+static int file_host_space(struct io_device *dev, struct io_host_space *ret_space)
+{
+	int fd = file_device(dev)->fd;
+	struct statvfs fs;
+	struct stat st;
+
+	if (dev->is_block_device)
+		return -EOPNOTSUPP;
+	if (fstatvfs(fd, &fs) || fstat(fd, &st))
+		return -errno;
+	*ret_space = (struct io_host_space){ .id = st.st_dev,
+					     .total = fs.f_blocks * fs.f_frsize,
+					     .free = fs.f_bfree * fs.f_frsize,
+					     .available = fs.f_bavail * fs.f_frsize };
+	return 0;
+}
+
+static int file_allocate(struct io_device *dev, uint64_t offset, uint64_t length)
+{
+	if (dev->is_block_device)
+		return 0;
+	while (fallocate(file_device(dev)->fd, FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)length)) {
+		if (errno == EOPNOTSUPP || errno == ENOSYS)
+			return 0;
+		if (errno != EINTR)
+			return errno == EDQUOT ? -ENOSPC : -errno;
+	}
+	return 0;
+}
+
 static void file_close(struct io_device *dev)
 {
 	struct file_device *f = file_device(dev);
@@ -141,6 +175,8 @@ static const struct io_device_ops file_ops = {
 	.next_data = file_next_data,
 	.resize = file_resize,
 	.allocated = file_allocated,
+	.host_space = file_host_space,
+	.allocate = file_allocate,
 	.close = file_close,
 };
 
@@ -532,6 +568,32 @@ int io_device_empty(struct io_device *dev, uint64_t bytes)
 int io_device_allocated(struct io_device *dev, uint64_t *ret_bytes)
 {
 	return dev->ops->allocated(dev, ret_bytes);
+}
+
+int io_device_host_space(struct io_device *dev, struct io_host_space *ret_space)
+{
+	return dev->ops->host_space ? dev->ops->host_space(dev, ret_space) : -EOPNOTSUPP;
+}
+
+int io_device_allocate(struct io_device *dev, uint64_t offset, uint64_t length)
+{
+	tp_lock_may_wait(LC_bufio);
+	if (dev->read_only)
+		return -EROFS;
+	return length && dev->ops->allocate ? dev->ops->allocate(dev, offset, length) : 0;
+}
+
+int io_device_allocate_cheaply(struct io_device *dev, uint64_t offset, uint64_t length)
+{
+	struct io_host_space host;
+	uint64_t allocated, missing;
+
+	if (io_device_host_space(dev, &host) || io_device_allocated(dev, &allocated))
+		return 0;
+	missing = MIN(io_device_size(dev) - MIN(io_device_size(dev), allocated), length);
+	if (missing > host.available / CHEAP_PART)
+		return -ENOSPC;
+	return io_device_allocate(dev, offset, length);
 }
 
 void *io_buffer_alloc(uint64_t length)

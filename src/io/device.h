@@ -24,6 +24,14 @@
 
 struct io_device;
 
+/* The file system that a file is on; bytes. */
+struct io_host_space {
+	uint64_t id; /* the same for all files of one file system */
+	uint64_t total;
+	uint64_t free;      /* to root */
+	uint64_t available; /* to everybody */
+};
+
 struct io_device_ops {
 	/* Start @io; it ends through io_queue_complete() on the same queue. Never fails itself. */
 	void (*submit)(struct io_device *dev, struct io_queue *q, struct io_request *io);
@@ -33,6 +41,9 @@ struct io_device_ops {
 	int (*next_data)(struct io_device *dev, uint64_t offset, uint64_t *ret_offset);
 	int (*resize)(struct io_device *dev, uint64_t bytes);
 	int (*allocated)(struct io_device *dev, uint64_t *ret_bytes);
+	/* NULL: nobody else's space is behind this device. */
+	int (*host_space)(struct io_device *dev, struct io_host_space *ret_space);
+	int (*allocate)(struct io_device *dev, uint64_t offset, uint64_t length);
 	void (*close)(struct io_device *dev);
 };
 
@@ -127,6 +138,23 @@ int io_device_empty(struct io_device *dev, uint64_t bytes) TP_MUST_CHECK;
 
 /* Space the file takes on its host; a block device: its size. */
 int io_device_allocated(struct io_device *dev, uint64_t *ret_bytes) TP_MUST_CHECK;
+
+/* -EOPNOTSUPP: a block device. */
+int io_device_host_space(struct io_device *dev, struct io_host_space *ret_space) TP_MUST_CHECK;
+
+/*
+ * Have the host keep space for the range, so that writing there cannot fail for want of it; the
+ * content stays.  -ENOSPC; 0 also where there is no such thing (block devices, some file systems).
+ */
+int io_device_allocate(struct io_device *dev, uint64_t offset, uint64_t length)
+	TP_TAKES(bufio) TP_MUST_CHECK;
+
+/*
+ * The same, unless it would take more than an eighth of what the host has left: then -ENOSPC, and
+ * nothing is changed.
+ */
+int io_device_allocate_cheaply(struct io_device *dev, uint64_t offset, uint64_t length)
+	TP_TAKES(bufio) TP_MUST_CHECK;
 
 /*
  * For implementations: @io has ended with @r.  Only the queue's thread may call

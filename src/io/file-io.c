@@ -125,6 +125,8 @@ bool file_io_advance(struct file_device *dev, struct io_request *io, int64_t res
 		res = -EIO;
 	if (unlikely(res == -EINTR || res == -EAGAIN))
 		return false;
+	if (unlikely(res == -EDQUOT))
+		res = -ENOSPC; /* no more for us, which is all that counts */
 	if (io->stage == STAGE_PUNCH || io->stage == STAGE_ZERO_RANGE)
 		return fallocate_advance(dev, io, (int)res, ret_r);
 	if (io->op == IO_FLUSH || unlikely(res < 0)) {

@@ -30,6 +30,7 @@
 #include "thin/thin-dump.h"
 #include "util/clock.h"
 #include "util/log.h"
+#include "util/parse-size.h"
 
 /* Mappings that may be removed in one step, in the transaction of the command itself. */
 #define SMALL_VOLUME_BLOCKS 1024u
@@ -585,6 +586,18 @@ static int do_set_read_only(struct pool *pool, struct pool_command *cmd)
 }
 
 /* A pool that is not written to has nothing to commit. */
+static int do_extend(struct pool *pool, struct pool_command *cmd)
+{
+	char data[FORMAT_SIZE_MAX], metadata[FORMAT_SIZE_MAX];
+	int r = pool_extend(pool, cmd);
+
+	if (!r)
+		log_info("extending the pool: data %s, metadata %s",
+			 format_size(cmd->size_bytes, data, sizeof(data)),
+			 format_size(cmd->metadata_bytes, metadata, sizeof(metadata)));
+	return r;
+}
+
 static int do_commit(struct pool *pool, struct pool_command *cmd)
 {
 	int r = pool_check_writable(pool);
@@ -683,7 +696,7 @@ static int execute(struct pool *pool, struct pool_command *cmd)
 	case POOL_SET_READ_ONLY:
 		return do_set_read_only(pool, cmd);
 	case POOL_EXTEND:
-		return pool_extend(pool, cmd);
+		return do_extend(pool, cmd);
 	case POOL_COMMIT:
 		return do_commit(pool, cmd);
 	case POOL_METADATA_SNAP_RESERVE:

@@ -89,6 +89,17 @@ static int check_sizes(struct pool *pool, struct pool_command *cmd)
 	return r ? r : check_not_smaller(cmd, "metadata", cmd->metadata_bytes, metadata);
 }
 
+void pool_allocate_metadata(struct pool *pool)
+{
+	uint64_t bytes = io_device_size(pool->metadata);
+	int r = io_device_allocate_cheaply(pool->metadata, 0, bytes);
+
+	if (r)
+		log_warn("\"%s\" stays sparse (%s): metadata will fail if its file system is full "
+			 "when it needs more of it",
+			 io_device_name(pool->metadata), strerror(-r));
+}
+
 static int extend_metadata(struct pool *pool, struct pool_command *cmd)
 {
 	mblock_t blocks = cmd->metadata_bytes / METADATA_BLOCK_SIZE;
@@ -100,6 +111,7 @@ static int extend_metadata(struct pool *pool, struct pool_command *cmd)
 	r = grow_device(cmd, pool->metadata, cmd->metadata_bytes);
 	if (r)
 		return r;
+	pool_allocate_metadata(pool);
 	r = thin_metadata_resize_metadata(pool->tmd);
 	if (r)
 		return pool_metadata_failed(pool, "extend metadata", r);
@@ -148,7 +160,6 @@ static int extend_data(struct pool *pool, struct pool_command *cmd)
 
 int pool_extend(struct pool *pool, struct pool_command *cmd)
 {
-	char data[FORMAT_SIZE_MAX], metadata[FORMAT_SIZE_MAX];
 	int r = pool_check_writable(pool);
 
 	if (r)
@@ -158,9 +169,5 @@ int pool_extend(struct pool *pool, struct pool_command *cmd)
 		r = extend_metadata(pool, cmd);
 	if (!r)
 		r = extend_data(pool, cmd);
-	if (!r)
-		log_info("extending the pool: data %s, metadata %s",
-			 format_size(cmd->size_bytes, data, sizeof(data)),
-			 format_size(cmd->metadata_bytes, metadata, sizeof(metadata)));
 	return r;
 }

@@ -35,6 +35,7 @@ struct space {
 	const char *name;
 	uint64_t free, total, mark, unit; /* bytes */
 	enum pool_stat stat;
+	enum pool_event_kind event;
 	struct log_limit *log;
 };
 
@@ -59,7 +60,7 @@ static void check(struct pool *pool, const struct space *s, atomic_bool *low)
 	} else if (s->free <= s->mark && !atomic_exchange(low, true)) {
 		stats_add(pool->stats, pool->worker, s->stat, 1);
 		tell(s);
-		pool_event(pool, POOL_EVENT_MODE, 0, NULL);
+		pool_event(pool, s->event, 0, NULL);
 	}
 }
 
@@ -71,6 +72,7 @@ void low_water_check(struct pool *pool, const struct thin_metadata_info *info)
 		.total = info->nr_data_blocks * pool->block_size,
 		.unit = pool->block_size,
 		.stat = STAT_LOW_WATER_DATA,
+		.event = POOL_EVENT_DATA_LOW,
 		.log = &pool->low_water_log[0],
 	};
 	struct space metadata = {
@@ -79,6 +81,7 @@ void low_water_check(struct pool *pool, const struct thin_metadata_info *info)
 		.total = info->nr_metadata_blocks * METADATA_BLOCK_SIZE,
 		.unit = METADATA_BLOCK_SIZE,
 		.stat = STAT_LOW_WATER_METADATA,
+		.event = POOL_EVENT_METADATA_LOW,
 		.log = &pool->low_water_log[1],
 	};
 

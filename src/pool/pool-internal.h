@@ -31,6 +31,10 @@ struct worker;
 
 STAILQ_HEAD(segment_list, segment);
 
+/* What grows by itself, and what is in the way of that (autoextend.c). */
+enum growth_kind { GROWTH_DATA, GROWTH_METADATA, NR_GROWTHS };
+enum growth_obstacle { GROWTH_FREE, GROWTH_DEVICE, GROWTH_LIMIT, GROWTH_HOST, GROWTH_ERROR };
+
 struct pool {
 	/* Constant while the pool is open. */
 	struct io_device *metadata, *data;
@@ -80,6 +84,13 @@ struct pool {
 	atomic_bool needs_check;
 	atomic_bool data_is_low, metadata_is_low; /* changed by the worker (low-water.c) */
 	struct log_limit low_water_log[2];
+	struct growth {
+		enum growth_obstacle obstacle;
+		uint64_t retry_usec; /* not before, if there is one */
+		char why[GROWTH_WHY_MAX] TP_GUARDED_BY(lc_pool);
+		struct log_limit log;
+	} growth[NR_GROWTHS];   /* worker only, but for why */
+	bool growing;           /* worker only */
 	atomic_bool never_wait; /* pool_stop_waiting() */
 	atomic_bool refuses_discards;
 	atomic_bool sizes_dirty; /* some volume's size_dirty is set: a commit is needed */
@@ -222,6 +233,12 @@ int pool_check_space(struct pool *pool) TP_MUST_CHECK;
  */
 bool pool_metadata_is_low(struct pool *pool) TP_TAKES(meta_root);
 bool pool_is_dirty(struct pool *pool) TP_TAKES(meta_root);
+
+/*
+ * Have the host keep space for all of the metadata, if that takes little of what it has: so that a
+ * host that is full cannot make a commit fail.  Worker only.
+ */
+void pool_allocate_metadata(struct pool *pool) TP_TAKES(bufio);
 
 /* Worker only.  POOL_EXTEND, but for the last commit. */
 int pool_extend(struct pool *pool, struct pool_command *cmd) TP_TAKES(throttle) TP_MUST_CHECK;

@@ -92,6 +92,10 @@ void pool_set_mode(struct pool *pool, enum pool_mode mode, const char *reason)
 	else
 		log_line_limited(&pool->mode_log[mode], LOG_LEVEL_WARN, LOG_MODULE, "%s", reason);
 	pool_event(pool, POOL_EVENT_MODE, 0, NULL);
+	if (mode == POOL_MODE_OUT_OF_DATA_SPACE)
+		pool_event(pool, POOL_EVENT_DATA_FULL, 0, NULL);
+	else if (mode == POOL_MODE_OUT_OF_METADATA_SPACE)
+		pool_event(pool, POOL_EVENT_METADATA_FULL, 0, NULL);
 }
 
 int pool_check_writable(struct pool *pool)
@@ -193,8 +197,9 @@ void low_space_retry(struct pool *pool)
 
 uint64_t low_space_deadline(const struct pool *pool)
 {
-	return STAILQ_EMPTY(&pool->worker->no_space) ? UINT64_MAX
-						     : pool->worker->no_space_deadline_usec;
+	if (STAILQ_EMPTY(&pool->worker->no_space))
+		return UINT64_MAX;
+	return MIN(pool->worker->no_space_deadline_usec, autoextend_deadline(pool));
 }
 
 /* Waiting begins anew, by what is configured now. */

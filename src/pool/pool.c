@@ -164,6 +164,8 @@ static int pool_build(struct pool *pool, struct tp_error *error)
 		r = pool_redo_open(pool, pool->options.redo_fd);
 	if (r)
 		return r;
+	if (!pool->opened_read_only)
+		pool_allocate_metadata(pool);
 	/* Each opening that let a first write through would eat of the reserve. */
 	pool_refresh_info(pool, true);
 	return worker_start(pool);
@@ -256,10 +258,13 @@ void pool_take_configuration(struct pool *pool)
 	o->no_space_timeout_usec = wanted->no_space_timeout_usec;
 	o->low_water_data = wanted->low_water_data;
 	o->low_water_metadata = wanted->low_water_metadata;
+	o->autoextend = wanted->autoextend;
 	unlock_pool(&pool->lock);
 	atomic_store(&pool->refuses_discards, o->discard == POOL_DISCARD_IGNORE);
 	thin_metadata_set_cache_limit(pool->tmd, o->cache_bytes);
 	low_space_restart(pool);
+	for (unsigned i = 0; i < NR_GROWTHS; i++)
+		pool->growth[i].retry_usec = 0; /* what was in the way may have been a limit */
 }
 
 /* ------------------------------------------------------------------ status */
@@ -297,6 +302,9 @@ void pool_get_status(struct pool *pool, struct pool_status *ret_status)
 	s.commit_interval_usec = pool->options.commit_interval_usec;
 	low_water_data = pool->options.low_water_data;
 	low_water_metadata = pool->options.low_water_metadata;
+	s.autoextend = pool->options.autoextend;
+	memcpy(s.data_not_extended, pool->growth[GROWTH_DATA].why, GROWTH_WHY_MAX);
+	memcpy(s.metadata_not_extended, pool->growth[GROWTH_METADATA].why, GROWTH_WHY_MAX);
 	unlock_pool(&pool->lock);
 
 	s.needs_check = pool->needs_check;

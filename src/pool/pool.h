@@ -36,6 +36,13 @@ struct pool_low_water {
 	uint64_t bytes;   /* or so much */
 };
 
+/* When and how far a pool in files grows by itself. */
+struct pool_autoextend {
+	unsigned threshold; /* percent in use; 0 or 100: never */
+	unsigned percent;   /* of its size, at a time */
+	uint64_t max_bytes; /* of data; 0: no limit but the host's */
+};
+
 struct pool_options {
 	const char *metadata_path, *data_path; /* files, block devices or links to them */
 	bool read_only;                        /* nothing is written, not even on close */
@@ -46,6 +53,7 @@ struct pool_options {
 	bool queue_if_no_space;
 	uint64_t no_space_timeout_usec; /* 0: for ever */
 	struct pool_low_water low_water_data, low_water_metadata;
+	struct pool_autoextend autoextend;
 	bool keep_unlinked; /* begin as after pool_keep_unlinked() */
 	/*
 	 * Memory that outlives the process (a memfd, a file in /run): what was acknowledged but not
@@ -69,6 +77,11 @@ enum pool_event_kind {
 	POOL_EVENT_VOLUME_RESIZED,
 	POOL_EVENT_VOLUME_CONTENT, /* rolled back: cached data is not to be trusted */
 	POOL_EVENT_MODE,
+	/* Space has fallen to its mark, or is all used: once each time. */
+	POOL_EVENT_DATA_LOW,
+	POOL_EVENT_METADATA_LOW,
+	POOL_EVENT_DATA_FULL,
+	POOL_EVENT_METADATA_FULL,
 };
 
 struct pool_event {
@@ -89,8 +102,8 @@ int pool_close(struct pool *pool) TP_EXCLUDES_ALL;
 
 /*
  * Any thread.  From the worker's next pass on: cache_bytes, commit_interval_usec, discard,
- * zero_new_blocks, queue_if_no_space, no_space_timeout_usec and the low-water marks of
- * @options; the rest of it does not count.
+ * zero_new_blocks, queue_if_no_space, no_space_timeout_usec, the low-water marks and autoextend
+ * of @options; the rest of it does not count.
  */
 void pool_configure(struct pool *pool, const struct pool_options *options) TP_TAKES(pool);
 
@@ -308,9 +321,11 @@ struct pool_stats {                                /* since the pool was opened 
 	uint64_t low_water_data, low_water_metadata; /* times that free space fell to the mark */
 	uint64_t throttles, throttle_usec; /* passes that made new work wait, and for how long */
 	uint64_t data_errors;              /* reads, writes and flushes of data that failed */
+	uint64_t autoextended_data, autoextended_metadata; /* times that they grew by themselves */
 };
 
 #define POOL_REASON_MAX 768
+#define GROWTH_WHY_MAX 512
 
 struct pool_status {
 	enum pool_mode mode;
@@ -326,11 +341,14 @@ struct pool_status {
 	uint64_t data_allocated;                     /* bytes the data file takes on its host */
 	uint64_t low_water_data, low_water_metadata; /* bytes free at which it is low; 0: no mark */
 	bool data_is_low, metadata_is_low;           /* fell to the mark, not well above it since */
-	uint64_t virtual_total;                      /* sum of the volumes' sizes */
+	/* Why they do not grow by themselves now, though it is time; "": they do, or it is not. */
+	char data_not_extended[GROWTH_WHY_MAX], metadata_not_extended[GROWTH_WHY_MAX];
+	uint64_t virtual_total; /* sum of the volumes' sizes */
 	/* As they are configured now. */
 	enum pool_discard discard;
 	bool zero_new_blocks, queue_if_no_space;
 	uint64_t no_space_timeout_usec, commit_interval_usec;
+	struct pool_autoextend autoextend;
 	unsigned nr_volumes;
 	uint64_t cache_bytes, cache_limit_bytes, cache_hits, cache_misses;
 	uint64_t cache_shrunk;          /* buffers given back when memory was short */

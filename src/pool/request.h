@@ -367,6 +367,15 @@ int volume_take_loss(const struct pool_io *io) TP_TAKES(pool) TP_MUST_CHECK;
 /* Any thread.  0, or -EIO for a change by a disk that has been told. */
 int volume_check_disk(const struct pool_io *io) TP_TAKES(pool) TP_MUST_CHECK;
 
+/* ---- autoextend.c (worker only) ---- */
+
+/* Data and metadata grow if it is time and they can; who waits for data space is then retried. */
+void autoextend_run(struct pool *pool) TP_TAKES(throttle);
+/* Metadata alone: after each commit, before the mode follows. */
+void autoextend_metadata(struct pool *pool) TP_TAKES(throttle);
+/* What was in the way of data may be gone then; UINT64_MAX: that is not to be expected. */
+uint64_t autoextend_deadline(const struct pool *pool);
+
 /* ---- low-water.c ---- */
 
 /* The mark in bytes of free space; 0: none.  Any thread. */

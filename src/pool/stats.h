@@ -40,6 +40,8 @@ enum pool_stat {
 	STAT_THROTTLES,
 	STAT_THROTTLE_USEC,
 	STAT_DATA_ERRORS,
+	STAT_AUTOEXTENDED_DATA,
+	STAT_AUTOEXTENDED_METADATA,
 	NR_STATS
 };
 _Static_assert(NR_STATS * sizeof(uint64_t) == sizeof(struct pool_stats), "a stat for each member");

@@ -468,6 +468,7 @@ int pool_commit_now(struct pool *pool)
 		stats_add(pool->stats, w, STAT_COMMITS, 1);
 		passdown_collect(pool);
 		volumes_after_commit(pool);
+		autoextend_metadata(pool);
 		pool_refresh_info(pool, true);
 	}
 	w->last_commit_usec = time_monotonic_usec();
@@ -505,6 +506,7 @@ static void worker_pass(struct pool *pool) TP_TAKES(throttle)
 	w->again = false;
 	pool_take_configuration(pool);
 	worker_pump(pool);
+	autoextend_run(pool);
 	low_space_run(pool);
 	deliver(pool);
 	if (!atomic_load(&w->stop) && pool_run_commands(pool))

@@ -419,10 +419,10 @@ void thin_metadata_describe_failure(struct thin_metadata *tmd, int r, char *text
 	};
 	const struct bm_failure f = bm_last_failure(tmd->bm);
 
-	if (r == -ENOSPC)
-		snprintf(text, size, "no metadata block is free");
-	else if (atomic_load(&tmd->data_flush_failed))
+	if (atomic_load(&tmd->data_flush_failed))
 		snprintf(text, size, "the data device cannot be flushed (%s)", tp_error_words(r));
+	else if (r == -ENOSPC && f.error != r) /* else it is the host's space */
+		snprintf(text, size, "no metadata block is free");
 	else if (f.kind == BM_FAILURE_NONE || f.error != r)
 		snprintf(text, size, "%s", tp_error_words(r));
 	else if (f.kind == BM_FAILURE_FLUSH)

@@ -352,7 +352,8 @@ def test_a_program_that_does_not_start_is_not_handed_over_to(bench, program):
 
 @pytest.mark.quick
 def test_who_waits_for_space_goes_on_waiting(bench):
-    pooldir = pool_with(bench, '[pool]\nno_space = queue\nno_space_timeout = 0\n', '64M')
+    pooldir = pool_with(bench, '[pool]\nautoextend_threshold = 100%\nno_space = queue\nno_space_timeout = 0\n',
+                         '64M')
     d = bench.serve(pooldir)
     bench.ctl('create', d.vol('v'), '--size', '80M')
     writer = bench.popen('dd', 'if=/dev/urandom', f"of={d.vol('v')}", 'bs=1M', 'count=80',

@@ -161,12 +161,12 @@ def test_a_mistake_changes_nothing(bench):
 
 
 def test_writers_that_wait_fail_when_told_not_to_wait(bench):
-    d = bench.serve(pool_with(bench, '[pool]\nno_space_timeout = 0\n', '2M'))
+    d = bench.serve(pool_with(bench, '[pool]\nautoextend_threshold = 100%\nno_space_timeout = 0\n', '2M'))
     bench.ctl('create', d.vol('v'), '--size', '10M')
     writer = bench.popen('dd', 'if=/dev/zero', f'of={d.vol("v")}', 'bs=64K', 'conv=notrunc,fsync')
     wait_for('a full pool', lambda: d.status()['mode'] == 'out_of_data_space')
     assert writer.poll() is None
-    reload(d, '[pool]\nno_space = error\n')
+    reload(d, '[pool]\nautoextend_threshold = 100%\nno_space = error\n')
     assert writer.wait(60) != 0
     with open(d.vol('v'), 'r+b', buffering=0) as f:
         with pytest.raises(OSError) as e:

@@ -17,6 +17,8 @@ BLOCK = 64 * KIB
 
 
 def configure(pooldir, **keys):
+    """A pool that keeps its size, unless the keys say otherwise."""
+    keys = {'autoextend_threshold': '100%', **keys}
     lines = ''.join(f'{k} = {v}\n' for k, v in keys.items())
     (pooldir / 'pool.conf').write_text('[pool]\n' + lines)
 
@@ -319,6 +321,7 @@ LEAVES, LEAF = 100, 130  # blocks this far apart have their mappings in differen
 def test_full_metadata_is_brought_back_by_deleting(bench):
     """Each snapshot, and a write to each leaf after it, takes a copy of all leaves."""
     pooldir = bench.format('pool', '4G', '--metadata-size', '2M')
+    configure(pooldir)
     d = bench.serve(pooldir)
     bench.ctl('create', d.vol('v'), '--size', '1G')
     fd = os.open(d.vol('v'), os.O_RDWR)
@@ -382,6 +385,7 @@ def test_full_metadata_is_brought_back_by_deleting(bench):
 @pytest.mark.quick
 def test_full_metadata_is_brought_back_by_extending(bench):
     pooldir = bench.format('pool', '4G', '--metadata-size', '2M')
+    configure(pooldir)
     d = bench.serve(pooldir)
     names = []
     with pytest.raises(OSError) as e:

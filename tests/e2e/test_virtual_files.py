@@ -136,6 +136,7 @@ def test_metrics_count_what_is_done(bench):
 def test_metrics_show_writers_that_wait_for_space(bench):
     """A pool that is smaller than its volume."""
     pooldir = bench.format('pool', '1M')
+    (pooldir / 'pool.conf').write_text('[pool]\nautoextend_threshold = 100%\n')
     d = bench.serve(pooldir)
     bench.ctl('create', d.vol('v'), '--size', '10M')
     writer = bench.popen('dd', 'if=/dev/zero', f'of={d.vol("v")}', 'bs=64K', 'conv=notrunc')

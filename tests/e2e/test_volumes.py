@@ -194,9 +194,15 @@ def test_read_only_changes_nothing(bench):
     assert [run('sha256sum', d.pooldir / n).stdout for n in ('metadata', 'data')] == sums
 
 
+def serve_of_fixed_size(bench, size):
+    pooldir = bench.format('pool', size)
+    (pooldir / 'pool.conf').write_text('[pool]\nautoextend_threshold = 100%\n')
+    return bench.serve(pooldir)
+
+
 @pytest.mark.quick
 def test_a_full_pool_with_waiting_writers_can_be_stopped(bench):
-    d = bench.serve(bench.format('pool', '64M'))
+    d = serve_of_fixed_size(bench, '64M')
     bench.ctl('create', d.vol('v'), '--size', '1G')
     writer = bench.popen('dd', 'if=/dev/zero', f'of={d.vol("v")}', 'bs=1M', 'count=200', 'conv=notrunc',
                          stderr=subprocess.DEVNULL)
@@ -210,7 +216,7 @@ def test_a_full_pool_with_waiting_writers_can_be_stopped(bench):
 
 @pytest.mark.quick
 def test_a_full_pool_goes_on_after_a_delete(bench):
-    d = bench.serve(bench.format('pool', '64M'))
+    d = serve_of_fixed_size(bench, '64M')
     for name in ('ballast', 'v'):
         bench.ctl('create', d.vol(name), '--size', '1G')
     run('dd', 'if=/dev/zero', f'of={d.vol("ballast")}', 'bs=1M', 'count=40', 'conv=notrunc,fsync')

@@ -389,6 +389,16 @@ static int fault_resize(struct io_device *dev, uint64_t bytes)
 	return io_device_resize(fault_device(dev)->inner, bytes);
 }
 
+static int fault_host_space(struct io_device *dev, struct io_host_space *ret_space)
+{
+	return io_device_host_space(fault_device(dev)->inner, ret_space);
+}
+
+static int fault_allocate(struct io_device *dev, uint64_t offset, uint64_t length)
+{
+	return io_device_allocate(fault_device(dev)->inner, offset, length);
+}
+
 static int fault_allocated(struct io_device *dev, uint64_t *ret_bytes)
 {
 	return io_device_allocated(fault_device(dev)->inner, ret_bytes);
@@ -413,6 +423,8 @@ static const struct io_device_ops fault_ops = {
 	.next_data = fault_next_data,
 	.resize = fault_resize,
 	.allocated = fault_allocated,
+	.host_space = fault_host_space,
+	.allocate = fault_allocate,
 	.close = fault_close,
 };
 

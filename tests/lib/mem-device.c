@@ -18,10 +18,13 @@ struct mem_device {
 	struct io_device base;
 	struct tp_lock lock;
 	char *data;
-	uint8_t *written; /* one a page */
+	uint8_t *written; /* enum page_state, one a page */
 	uint64_t nr_pages;
 	uint64_t limit; /* bytes */
+	struct mem_host *host;
 };
+
+enum page_state { PAGE_HOLE, PAGE_DATA, PAGE_ALLOCATED };
 
 static struct mem_device *mem_device(struct io_device *dev)
 {
@@ -37,11 +40,32 @@ static void *map(uint64_t bytes)
 	return p;
 }
 
-static void mark(struct mem_device *m, uint64_t offset, uint64_t length)
+static bool take_page(struct mem_host *host)
 {
-	if (length)
-		memset(m->written + offset / PAGE, 1,
-		       (offset + length - 1) / PAGE - offset / PAGE + 1);
+	if (!host || atomic_fetch_add(&host->used, PAGE) + PAGE <= atomic_load(&host->total))
+		return true;
+	atomic_fetch_sub(&host->used, PAGE);
+	return false;
+}
+
+/* Returns how many of the bytes have found room, from the first on. */
+static uint64_t mark(struct mem_device *m, uint64_t offset, uint64_t length, enum page_state state)
+{
+	for (uint64_t page = offset / PAGE; page * PAGE < offset + length; page++) {
+		if (m->written[page] == PAGE_HOLE && !take_page(m->host))
+			return page * PAGE > offset ? page * PAGE - offset : 0;
+		if (m->written[page] != PAGE_DATA)
+			m->written[page] = state;
+	}
+	return length;
+}
+
+static void release(struct mem_device *m, uint64_t first, uint64_t last)
+{
+	for (uint64_t page = first; m->host && page < last; page++)
+		if (m->written[page] != PAGE_HOLE)
+			atomic_fetch_sub(&m->host->used, PAGE);
+	memset(m->written + first, PAGE_HOLE, last - first);
 }
 
 /* Whole pages go back to the system; the ends of the range are cleared. */
@@ -56,46 +80,50 @@ static void discard(struct mem_device *m, uint64_t offset, uint64_t length)
 	memset(m->data + offset, 0, first * PAGE - offset);
 	memset(m->data + last * PAGE, 0, offset + length - last * PAGE);
 	TP_INVARIANT(!madvise(m->data + first * PAGE, (last - first) * PAGE, MADV_DONTNEED));
-	memset(m->written + first, 0, last - first);
+	release(m, first, last);
 }
 
-static void transfer(struct mem_device *m, const struct io_request *io)
+/* The first @length bytes of it. */
+static void transfer(struct mem_device *m, const struct io_request *io, uint64_t length)
 {
 	char *at = m->data + io->offset;
+	uint64_t part;
 
-	for (unsigned i = 0; i < io->nr_iov; at += io->iov[i++].iov_len) {
+	for (unsigned i = 0; length; at += part, length -= part, i++) {
+		part = MIN(length, io->iov[i].iov_len);
 		if (io->op == IO_READ)
-			memcpy(io->iov[i].iov_base, at, io->iov[i].iov_len);
+			memcpy(io->iov[i].iov_base, at, part);
 		else
-			memcpy(at, io->iov[i].iov_base, io->iov[i].iov_len);
+			memcpy(at, io->iov[i].iov_base, part);
 	}
 }
 
 static int mem_execute(struct io_device *dev, struct io_request *io)
 {
 	struct mem_device *m = mem_device(dev);
+	uint64_t done = io->length;
 
 	lock_io(&m->lock);
 	switch (io->op) {
 	case IO_WRITE:
-		mark(m, io->offset, io->length);
-		transfer(m, io);
+		done = mark(m, io->offset, io->length, PAGE_DATA);
+		transfer(m, io, done);
 		break;
 	case IO_READ:
-		transfer(m, io);
+		transfer(m, io, io->length);
 		break;
 	case IO_FLUSH:
 		break;
 	case IO_ZERO:
 		discard(m, io->offset, io->length);
-		mark(m, io->offset, io->length);
+		done = mark(m, io->offset, io->length, PAGE_DATA);
 		break;
 	case IO_DISCARD:
 		discard(m, io->offset, io->length);
 		break;
 	}
 	unlock_io(&m->lock);
-	return 0;
+	return done == io->length ? 0 : -ENOSPC;
 }
 
 static void mem_submit(struct io_device *dev, struct io_queue *q, struct io_request *io)
@@ -111,7 +139,7 @@ static int mem_next_data(struct io_device *dev, uint64_t offset, uint64_t *ret_o
 
 	lock_io(&m->lock);
 	if (offset < at)
-		found = memchr(m->written + offset / PAGE, 1, m->nr_pages - offset / PAGE);
+		found = memchr(m->written + offset / PAGE, PAGE_DATA, m->nr_pages - offset / PAGE);
 	if (found)
 		at = MAX((uint64_t)(found - m->written) * PAGE, offset);
 	unlock_io(&m->lock);
@@ -142,10 +170,37 @@ static int mem_allocated(struct io_device *dev, uint64_t *ret_bytes)
 
 	lock_io(&m->lock);
 	for (uint64_t i = 0; i < m->nr_pages; i++)
-		nr += m->written[i];
+		nr += m->written[i] != PAGE_HOLE;
 	unlock_io(&m->lock);
 	*ret_bytes = nr * PAGE;
 	return 0;
+}
+
+static int mem_host_space(struct io_device *dev, struct io_host_space *ret_space)
+{
+	struct mem_host *host = mem_device(dev)->host;
+	uint64_t total, used;
+
+	if (!host)
+		return -EOPNOTSUPP;
+	total = atomic_load(&host->total);
+	used = MIN(total, atomic_load(&host->used));
+	*ret_space = (struct io_host_space){ .id = (uintptr_t)host,
+					     .total = total,
+					     .free = total - used,
+					     .available = total - used };
+	return 0;
+}
+
+static int mem_allocate(struct io_device *dev, uint64_t offset, uint64_t length)
+{
+	struct mem_device *m = mem_device(dev);
+	uint64_t done;
+
+	lock_io(&m->lock);
+	done = mark(m, offset, length, PAGE_ALLOCATED);
+	unlock_io(&m->lock);
+	return done == length ? 0 : -ENOSPC;
 }
 
 static void mem_close(struct io_device *dev)
@@ -164,6 +219,8 @@ static const struct io_device_ops mem_ops = {
 	.next_data = mem_next_data,
 	.resize = mem_resize,
 	.allocated = mem_allocated,
+	.host_space = mem_host_space,
+	.allocate = mem_allocate,
 	.close = mem_close,
 };
 
@@ -205,7 +262,20 @@ void *mem_device_data(struct io_device *dev)
 
 void mem_device_touch(struct io_device *dev, uint64_t offset, uint64_t length)
 {
-	mark(mem_device(dev), offset, length);
+	(void)mark(mem_device(dev), offset, length, PAGE_DATA);
+}
+
+void mem_device_set_host(struct io_device *dev, struct mem_host *host)
+{
+	struct mem_device *m = mem_device(dev);
+	uint64_t has;
+
+	TP_INVARIANT(!mem_allocated(dev, &has));
+	if (m->host)
+		atomic_fetch_sub(&m->host->used, has);
+	m->host = host;
+	if (host)
+		atomic_fetch_add(&host->used, has);
 }
 
 struct io_device *mem_device_clone(struct io_device *dev)

@@ -28,7 +28,18 @@ void *mem_device_data(struct io_device *dev);
 /* Marks a range as written to, after a test has changed it through mem_device_data(). */
 void mem_device_touch(struct io_device *dev, uint64_t offset, uint64_t length);
 
-/* A new device of the same size and content. */
+/*
+ * The file system that devices are on: pages that were not written before take of its free space,
+ * and when that is all gone a write is cut short there and ends with -ENOSPC.
+ */
+struct mem_host {
+	_Atomic uint64_t total, used; /* bytes */
+};
+
+/* NULL: no such file system, and no end of space.  What the device has by now is counted. */
+void mem_device_set_host(struct io_device *dev, struct mem_host *host);
+
+/* A new device of the same size and content, on no host. */
 struct io_device *mem_device_clone(struct io_device *dev);
 
 #endif

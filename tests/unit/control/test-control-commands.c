@@ -66,8 +66,15 @@ static const char *fake_transport(void *ctx)
 	return "pigeons";
 }
 
+static void fake_get_hook(void *ctx, struct hook_status *ret_status)
+{
+	(void)ctx;
+	*ret_status = (struct hook_status){ .runs = 3, .failures = 1 };
+}
+
 static struct fake_service fake = { .restarts = 4 };
 static const struct control_service service = { .restart = fake_restart,
+						.get_hook = fake_get_hook,
 						.get_restarts = fake_get_restarts,
 						.transport = fake_transport,
 						.ctx = &fake };

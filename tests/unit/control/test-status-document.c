@@ -55,7 +55,7 @@ static void the_status_has_its_keys(void **state)
 		"metadata_used", "metadata_total", "metadata_reserve",
 		"virtual_total"
 	};
-	json_t *s = status_document(*state, NULL, "/dev/fuse");
+	json_t *s = status_document(*state, NULL, "/dev/fuse", NULL);
 
 	assert_non_null(s);
 	for (size_t i = 0; i < ARRAY_SIZE(numbers); i++)
@@ -129,8 +129,8 @@ static void the_files_are_text_and_json(void **state)
 	json_t *parsed;
 
 	command(*state, POOL_CREATE, "v", "");
-	text = status_render_text(*state, NULL, "/dev/fuse");
-	json = status_render_json(*state, NULL, "/dev/fuse");
+	text = status_render_text(*state, NULL, "/dev/fuse", NULL);
+	json = status_render_json(*state, NULL, "/dev/fuse", NULL);
 	assert_non_null(strstr(text, "mode         rw\n"));
 	assert_non_null(strstr(text, "volumes      1, 1M together\n"));
 	assert_non_null(strstr(text, "transport    /dev/fuse\n"));

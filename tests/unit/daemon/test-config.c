@@ -60,6 +60,11 @@ static void defaults_are_the_documented_ones(void **state)
 	assert_int_equal(cfg.no_space_timeout_usec, 60000000);
 	assert_int_equal(cfg.low_water_data.percent, 10);
 	assert_int_equal(cfg.low_water_metadata.percent, 10);
+	assert_string_equal(cfg.on_low_space, "");
+	assert_int_equal(cfg.on_low_space_timeout_usec, 60000000);
+	assert_int_equal(cfg.autoextend_threshold, 80);
+	assert_int_equal(cfg.autoextend_percent, 20);
+	assert_int_equal(cfg.max_size, 0);
 	assert_int_equal(cfg.workers, 2);
 	assert_int_equal(cfg.cache, CONFIG_CACHE_PAGES);
 	assert_false(cfg.allow_other);
@@ -85,6 +90,11 @@ static void every_key_is_read(void **state)
 		   "no_space_timeout = 0\n"
 		   "low_water_data = 25%\n"
 		   "low_water_metadata = 3M\n"
+		   "autoextend_threshold = 100%\n"
+		   "autoextend_percent = 150%\n"
+		   "max_size = 2T\n"
+		   "on_low_space = /bin/sh\n"
+		   "on_low_space_timeout = 5\n"
 		   "[fuse]\n"
 		   "workers = 7\n"
 		   "cache = none\n"
@@ -106,6 +116,11 @@ static void every_key_is_read(void **state)
 	assert_int_equal(cfg.low_water_data.bytes, 0);
 	assert_int_equal(cfg.low_water_metadata.percent, 0);
 	assert_int_equal(cfg.low_water_metadata.bytes, 3 << 20);
+	assert_int_equal(cfg.autoextend_threshold, 100);
+	assert_int_equal(cfg.autoextend_percent, 150);
+	assert_int_equal(cfg.max_size, UINT64_C(2) << 40);
+	assert_string_equal(cfg.on_low_space, "/bin/sh");
+	assert_int_equal(cfg.on_low_space_timeout_usec, 5000000);
 	assert_int_equal(cfg.workers, 7);
 	assert_int_equal(cfg.cache, CONFIG_CACHE_NONE);
 	assert_true(cfg.allow_other);
@@ -191,6 +206,17 @@ static void mistakes_are_told_with_their_line(void **state)
 		{ "[pool]\nlow_water_metadata = -5%\n", "2", "-5%" },
 		{ "[pool]\nlow_water_metadata = 1.5%\n", "2", "1.5%" },
 		{ "[pool]\nlow_water_metadata = much\n", "2", "or a size" },
+		{ "[pool]\nautoextend_threshold = 80\n", "2", "1% to 100% (never)" },
+		{ "[pool]\nautoextend_threshold = 0%\n", "2", "autoextend_threshold" },
+		{ "[pool]\nautoextend_threshold = 101%\n", "2", "101%" },
+		{ "[pool]\nautoextend_percent = %\n", "2", "1% to 1000%" },
+		{ "[pool]\nautoextend_percent = 1001%\n", "2", "1001%" },
+		{ "[pool]\nmax_size = 10%\n", "2", "or 0 for none" },
+		{ "[pool]\non_low_space = sh\n", "2", "the absolute path of a program" },
+		{ "[pool]\non_low_space = /nowhere/sh\n", "2", "/nowhere/sh" },
+		{ "[pool]\non_low_space = /etc/passwd\n", "2", "that can be executed" },
+		{ "[pool]\non_low_space = /bin\n", "2", "on_low_space" },
+		{ "[pool]\non_low_space_timeout = 0\n", "2", "seconds from 1" },
 		{ "[daemon]\nlock_memory = maybe\n", "2", "yes or no" },
 		{ "[pool]\njust words\n", "2", "key = value" },
 		{ "[pool]\ncache_size = 8M\xff\n", "2", "UTF-8" },

@@ -708,11 +708,11 @@ static char events[4096];
 
 static void record_event(void *ctx, const struct pool_event *ev)
 {
-	static const char *const names[] = { "gone", "added", "resized", "content", "mode" };
+	static const char *const names[] = { "gone", "added", "resized", "content" };
 	size_t used = strlen(events);
 
 	(void)ctx;
-	if (ev->kind != POOL_EVENT_MODE)
+	if (ev->kind < POOL_EVENT_MODE)
 		snprintf(events + used, sizeof(events) - used, "%s %u %s; ", names[ev->kind],
 			 ev->id, ev->name);
 }
