@@ -298,6 +298,7 @@ struct fuse_server {
 	bool over_uring; /* agreed on with the kernel */
 	struct {
 		unsigned nr_queues, depth; /* entries of each */
+		bool is_refused;           /* for tests: they are too small */
 		atomic_bool has_failed;    /* a queue could not be had: everything over /dev/fuse */
 	} uring;
 

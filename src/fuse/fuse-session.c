@@ -258,6 +258,7 @@ static int copy_options(struct fuse_server *server, const struct fuse_server_opt
 		options->cache == FUSE_CACHE_PAGES ? options->drop_pages_limit_usec : 0;
 	server->pages.interval_usec = options->drop_pages_interval_usec;
 	server->no_resend = options->no_resend;
+	server->uring.is_refused = options->uring_refused;
 	server->nr_workers = options->nr_workers ? options->nr_workers : FUSE_WORKERS_DEFAULT;
 	server->uid = geteuid();
 	server->gid = getegid();

@@ -68,7 +68,8 @@ struct fuse_server_options {
 	 * work at a time.  Such a mount cannot be handed over, and is not kept.  0: do not.
 	 */
 	unsigned uring_depth;
-	bool no_resend; /* do as on a kernel that cannot send requests again; for tests */
+	bool uring_refused; /* do as on a kernel that offers it, and takes no queue; for tests */
+	bool no_resend;     /* do as on a kernel that cannot send requests again; for tests */
 	const struct fuse_virtual_file *files; /* names are borrowed until the server is gone */
 	unsigned nr_files;
 	/*

@@ -158,7 +158,9 @@ static void register_entry(struct fuse_worker *w, unsigned queue)
 	slot->entry.iov[0] = (struct iovec){ .iov_base = &slot->entry.header,
 					     .iov_len = sizeof(slot->entry.header) };
 	slot->entry.iov[1] =
-		(struct iovec){ .iov_base = fuse_slot_payload(slot), .iov_len = PAYLOAD_BYTES };
+		(struct iovec){ .iov_base = fuse_slot_payload(slot),
+				.iov_len =
+					w->server->uring.is_refused ? FUSE_PAGE : PAYLOAD_BYTES };
 	give(slot, FUSE_URING_REGISTER);
 }
 

@@ -8,6 +8,7 @@
  *	keep=FD             send connection and state to this socket
  *	adopt=FD,FD         go on with the mount of these
  *	uring=DEPTH         over io_uring, if the kernel offers it
+ *	refused             as if the kernel offered that, and then took no queue
  *	noresend            as on a kernel that cannot send requests again
  *
  * Prints "ready", then "ok ..." or "error ERRNO" for each line read:
@@ -203,6 +204,8 @@ static int take_extra(const char *word, struct pool *pool, struct fuse_server_op
 
 	if (!strcmp(word, "noresend")) {
 		options->no_resend = true;
+	} else if (!strcmp(word, "refused")) {
+		options->uring_refused = true;
 	} else if (sscanf(word, "uring=%u", &options->uring_depth) == 1) {
 		return 0;
 	} else if (sscanf(word, "keep=%d", &keep_socket) == 1) {

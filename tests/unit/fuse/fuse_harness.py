@@ -101,7 +101,7 @@ class Mount:
         self.connection = None
         if self.first == 'ready':
             self.connection = self.find_connection()
-            same(self.counts()['uring'], int(bool(URING)), 'over io_uring')
+            check(not URING or self.counts()['uring'], 'over io_uring')
 
     def line(self):
         return self.p.stdout.readline().strip()

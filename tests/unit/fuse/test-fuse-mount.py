@@ -15,8 +15,8 @@ import tempfile
 import threading
 import time
 
-from fuse_harness import (FUSECTL, URING, Mount, check, eventually, fails, fallocate, get, in_threads,
-                          libc_call, main, mount, put, renameat2, same)
+from fuse_harness import (FUSECTL, OFFERS_URING, URING, Mount, check, eventually, fails, fallocate, get,
+                          in_threads, libc_call, main, mount, put, renameat2, same, uring_offered)
 
 BLOCK = 65536
 SEED = int(os.environ.get('TP_SEED', random.randrange(1 << 32)))
@@ -871,6 +871,19 @@ def loop_works(m, *options):
         same(int(run('blockdev', '--getsize64', loop.dev)), 2 * size)
     eventually(lambda: m.counts()['open'] == 0, 'loop has let go')
     check(get(v) == data + bytes(size), 'through the file')
+
+
+def test_without_queues_all_comes_as_ever():
+    """From its offer on the kernel holds requests back; that must not be for ever."""
+    if URING or not os.path.exists(OFFERS_URING):
+        return None if URING else 'this kernel has no FUSE over io_uring'
+    with uring_offered():
+        m = mount('pages', 2, 'rw', 'uring=64', 'refused')
+    with m:
+        put(m.f('vol'), b'x' * 100000)
+        same(m.counts()['uring'], 0, 'over /dev/fuse')
+        same(get(m.f('vol')), b'x' * 100000)
+    return None
 
 
 def test_loop_devices():
