@@ -83,6 +83,12 @@ static void get_restarts(void *ctx, unsigned *ret_restarts, uint64_t *ret_pause_
 	*ret_pause_usec = 4;
 }
 
+static const char *transport(void *ctx)
+{
+	(void)ctx;
+	return "none";
+}
+
 static void begin(uint8_t options)
 {
 	const struct pool_options pool_options = {
@@ -103,8 +109,9 @@ static void begin(uint8_t options)
 	HOLDS(!pool_open_devices(&pool_options, bench.own_meta, bench.own_data, &bench.pool,
 				 &error));
 	HOLDS(!pressure_start(&pressure_options, &bench.pressure));
-	bench.service =
-		(struct control_service){ .restart = refuse_restart, .get_restarts = get_restarts };
+	bench.service = (struct control_service){ .restart = refuse_restart,
+						  .get_restarts = get_restarts,
+						  .transport = transport };
 	HOLDS(!control_server_create(bench.q, bench.pool, bench.pressure, &bench.service,
 				     bench.path, &bench.server, &error));
 }
