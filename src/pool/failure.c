@@ -113,7 +113,10 @@ static void lose_unflushed(struct pool *pool)
 	flush_succeeded(pool, number); /* as far as telling goes */
 }
 
-static int fail(struct pool *pool, const char *what, int r, bool of_data) TP_TAKES(throttle)
+/* @lost: a flush of the data device has failed, @of_data: or it is to blame in another way, alone.
+ */
+static int fail(struct pool *pool, const char *what, int r, bool lost, bool of_data)
+	TP_TAKES(throttle)
 {
 	char cause[POOL_REASON_MAX - 128], reason[POOL_REASON_MAX];
 	uint64_t began = time_monotonic_usec();
@@ -142,7 +145,7 @@ static int fail(struct pool *pool, const char *what, int r, bool of_data) TP_TAK
 	if (!r2 && thin_metadata_commit_landed(pool->tmd))
 		volumes_after_commit(pool);
 	volumes_after_abort(pool);
-	if (of_data)
+	if (lost)
 		lose_unflushed(pool);
 	pool_redo_aborted(pool);
 	low_space_fail(pool, -EIO);
@@ -151,9 +154,10 @@ static int fail(struct pool *pool, const char *what, int r, bool of_data) TP_TAK
 
 int pool_metadata_failed(struct pool *pool, const char *what, int r)
 {
-	return fail(pool, what, r,
-		    thin_metadata_data_flush_failed(pool->tmd) ||
-			    (pool->catalog && catalog_data_failed(pool->catalog)));
+	bool alone, lost = thin_metadata_data_flush_failed(pool->tmd, &alone);
+	bool of_catalog = pool->catalog && catalog_data_failed(pool->catalog);
+
+	return fail(pool, what, r, lost, alone && (lost || of_catalog));
 }
 
 void pool_data_flush_failed(struct pool *pool, int r)
@@ -163,7 +167,7 @@ void pool_data_flush_failed(struct pool *pool, int r)
 		"who flushes is told",
 		io_device_name(pool->data), strerror(-r));
 	if (pool_is_dirty(pool)) {
-		(void)fail(pool, "flush the data device", r, true);
+		(void)fail(pool, "flush the data device", r, true, true);
 		return;
 	}
 	lose_unflushed(pool);

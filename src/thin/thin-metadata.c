@@ -405,8 +405,9 @@ bool thin_metadata_commit_landed(struct thin_metadata *tmd)
 
 /* ---- telling ---- */
 
-bool thin_metadata_data_flush_failed(struct thin_metadata *tmd)
+bool thin_metadata_data_flush_failed(struct thin_metadata *tmd, bool *ret_alone)
 {
+	*ret_alone = bm_last_failure(tmd->bm).kind == BM_FAILURE_NONE;
 	return atomic_load(&tmd->data_flush_failed);
 }
 

@@ -130,8 +130,8 @@ int thin_metadata_clear_needs_check(struct io_device *dev, struct tp_error *erro
  */
 void thin_metadata_describe_failure(struct thin_metadata *tmd, int r, char *text, size_t size);
 
-/* Did the last commit fail because the data device could not be flushed? */
-bool thin_metadata_data_flush_failed(struct thin_metadata *tmd);
+/* In the last commit the data device could not be flushed; *@ret_alone: and nothing else failed. */
+bool thin_metadata_data_flush_failed(struct thin_metadata *tmd, bool *ret_alone);
 
 /*
  * What tells one committed state from the next: a copy of the superblock, without its flags and

@@ -51,6 +51,13 @@ static int teardown(void **state)
 	return pool_rig_end(rig, v);
 }
 
+static int teardown_failed(void **state)
+{
+	(void)state;
+	rig_close_volume(w);
+	return pool_rig_end_failed(rig, v);
+}
+
 static void fail_data(unsigned ops, uint64_t count)
 {
 	fault_device_add(rig->data, &(struct fault){ .ops = ops, .count = count });
@@ -365,12 +372,31 @@ static void a_commit_whose_data_cannot_be_flushed_is_none(void **state)
 	assert_int_equal(flush_by(v, of_v), -EIO);
 	fault_device_log_stop(rig->meta);
 	log = fault_device_log(rig->meta, &nr);
-	for (size_t i = 0; i < nr; i++)
-		assert_int_equal(log[i].op, IO_READ);
+	for (size_t i = 0; i < nr; i++) /* the superblock */
+		assert_false(log[i].op == IO_WRITE && !log[i].offset);
 	fault_device_log_clear(rig->meta);
 	assert_int_equal(flush_by(v, of_v), 0);
 	assert_int_equal(flush_by(w, of_w), -EIO);
 	assert_comes_back();
+}
+
+/* Not only data is to blame then: NEEDS_CHECK is stored, and who wrote data is told all the same.
+ */
+static void both_devices_may_fail_in_one_commit(void **state)
+{
+	uint32_t of_w = volume_handle(w);
+
+	(void)state;
+	assert_int_equal(rig_fill(rig, v, 10 * BLOCK, BLOCK, 3), 0);
+	assert_int_equal(rig_fill(rig, w, 0, SECTOR, 3), 0); /* in place */
+	fail_data(FLUSHES, 1);
+	fault_device_add(rig->meta, &(struct fault){ .ops = WRITES, .count = 1 });
+	assert_int_equal(rig_flush(rig, v), -EIO);
+	assert_int_equal(flush_by(w, of_w), -EIO);
+	assert_int_equal(flush_by(w, of_w), 0);
+	assert_int_equal(rig_status(rig).mode, POOL_MODE_READ_ONLY);
+	assert_true(rig_status(rig).needs_check);
+	assert_true(flag_is_stored());
 }
 
 static void the_last_flush_of_all_may_fail_too(void **state)
@@ -435,6 +461,8 @@ int main(void)
 		T(what_was_flushed_before_is_not_lost),
 		T(a_transaction_does_not_survive_a_flush_that_fails),
 		T(a_commit_whose_data_cannot_be_flushed_is_none),
+		cmocka_unit_test_setup_teardown(both_devices_may_fail_in_one_commit, setup,
+						teardown_failed),
 		T(the_last_flush_of_all_may_fail_too),
 		T(no_write_is_missed_between_flushes),
 	};
