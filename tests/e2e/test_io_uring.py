@@ -140,7 +140,8 @@ def test_a_file_system_on_a_loop_device(bench):
 @pytest.mark.quick
 def test_who_waits_for_space_keeps_nobody_else_waiting(bench):
     """Every entry that waits is one that serves no other: there are more than the kernel has in the background."""
-    d = serve(bench, settings='[pool]\nno_space = queue\nno_space_timeout = 0\n', size='64M')
+    d = serve(bench, size='64M', settings='[pool]\nautoextend_threshold = 100%\n'
+                                          'no_space = queue\nno_space_timeout = 0\n')
     bench.ctl('create', d.vol('v'), '--size', '1G')
     job = bench.popen('fio', '--name=v', f'--filename={d.vol("v")}', '--size=96M', '--rw=randwrite', '--bs=64k',
                       '--ioengine=libaio', '--direct=1', '--iodepth=512', '--randrepeat=0', cwd=bench.tmp,
