@@ -183,3 +183,45 @@ def test_a_crash_while_a_pool_grows(bench, seed):
         assert status['mode'] == 'rw' and status['data_total'] <= (pooldir / 'data').stat().st_size
         verify(d.vol('v'), acknowledged)
     ends_clean(bench, d)
+
+
+def test_a_host_that_is_full_costs_nothing_that_was_flushed(bench, seed):
+    """Sparse data on a file system that others fill up: errors for who needs more of it, and no more."""
+    pooldir, host = pool_on_small_host(bench, 96 * MIB)
+    bench.ctl('format', pooldir, '--size', '1G', '--metadata-size', '4M')
+    d = bench.serve(pooldir)
+    bench.ctl('create', d.vol('v'), '--size', '1G')
+    first = Writer(d.vol('v'), range(200), random.Random(seed))
+    first.start()
+    assert first.finish() is None
+    ballast = host / 'ballast'
+    with open(ballast, 'wb') as f:
+        with pytest.raises(OSError):
+            while True:
+                os.write(f.fileno(), bytes(MIB))
+    w = Writer(d.vol('v'), range(1000, 3000), random.Random(seed))
+    w.start()
+    assert w.finish().errno == errno.ENOSPC
+    # What is there goes on: overwriting, commands and commits.
+    again = Writer(d.vol('v'), range(100), random.Random(seed))
+    again.start()
+    assert again.finish() is None
+    for i in range(20):
+        p = bench.ctl('create', d.vol(f'n{i}'), '--size', '1M', check=False)
+        assert p.returncode in (0, 6), p.stdout
+    bench.ctl('snapshot', d.vol('v'), d.vol('s'), check=False)
+    bench.ctl('delete', d.vol('s'), check=False)
+    verify(d.vol('v'), [*range(200), *w.acknowledged])
+    status = d.status()
+    assert not status['needs_check'] and status['statistics']['aborts'] == 0 and status['mode'] == 'rw'
+    # Space comes back, and all goes on.
+    ballast.unlink()
+    more = Writer(d.vol('v'), range(3000, 3200), random.Random(seed))
+    more.start()
+    assert more.finish() is None
+    bench.ctl('create', d.vol('late'), '--size', '1M')
+    d.kill()
+    d = bench.serve(pooldir)
+    verify(d.vol('v'), [*range(200), *w.acknowledged, *range(3000, 3200)])
+    d.stop()
+    bench.check_clean(pooldir)

@@ -111,6 +111,16 @@ static void data_has_no_space_from_then_on(void **state)
 					  .error = -ENOSPC });
 }
 
+/* The host has room for a part of it. */
+static void one_data_write_is_short_for_want_of_space(void **state)
+{
+	(void)state;
+	sweep(CRASH_DATA, (struct fault){ .ops = FAULT_OP(IO_WRITE) | FAULT_OP(IO_ZERO),
+					  .count = 1,
+					  .error = -ENOSPC,
+					  .apply = 4096 });
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -121,6 +131,7 @@ int main(void)
 		cmocka_unit_test(data_fails_from_then_on),
 		cmocka_unit_test(one_data_write_is_torn),
 		cmocka_unit_test(data_has_no_space_from_then_on),
+		cmocka_unit_test(one_data_write_is_short_for_want_of_space),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);
