@@ -172,6 +172,14 @@ static int add_pressure(struct libscols_table *table, json_t *pressure)
 	return r ? r : add_fact(table, "reclaim", line);
 }
 
+/* Why a pool does not grow by itself now, if there is something in the way. */
+static int add_obstacle(struct libscols_table *table, json_t *s, const char *what, const char *key)
+{
+	const char *why = text_of(json_object_get(s, "autoextend"), key);
+
+	return *why ? add_fact(table, what, why) : 0;
+}
+
 int ctl_print_status(json_t *s)
 {
 	struct libscols_table *table = new_table();
@@ -201,6 +209,10 @@ int ctl_print_status(json_t *s)
 		r = add_fact(table, "low space", "data: extend the pool or delete volumes");
 	if (!r && json_is_true(json_object_get(s, "metadata_is_low")))
 		r = add_fact(table, "low space", "metadata: extend it or delete volumes");
+	if (!r)
+		r = add_obstacle(table, s, "data not extended", "data_not_extended");
+	if (!r)
+		r = add_obstacle(table, s, "metadata not extended", "metadata_not_extended");
 	if (!r)
 		r = add_fact(table, "block size", size_of(s, "block_size", text));
 	snprintf(line, sizeof(line), "%" PRIu64, number_of(s, "transaction_id"));

@@ -56,6 +56,7 @@ def test_max_size_is_the_end(bench, seed):
     assert status['data_total'] == 24 * MIB and status['mode'] == 'out_of_data_space'
     assert 'max_size' in status['autoextend']['data_not_extended']
     assert 'data is not extended: it has 24M, which is max_size' in (d.mnt / '.thinpool/status').read_text()
+    assert 'which is max_size' in bench.ctl('status', d.mnt).stdout
     assert d.log_text().count('data is not extended') == 1
     # By hand it goes further.
     bench.ctl('extend', d.mnt, '--data', '40M')
