@@ -31,8 +31,14 @@
 #define MISSES_MAX 16
 /* Lookups of one seek before others get a turn. */
 #define SEEK_STEPS 256
-/* Parts of a long punch that are started before others get a turn. */
-#define CARVE_STEPS 64
+/*
+ * Parts of a long punch that are started before others get a turn: who reads meanwhile may have to
+ * wait for that long.
+ */
+#define CARVE_STEPS 16
+/* Who changes metadata is soon done with a step of it; so long it is not worth to ask the worker. */
+#define BUSY_TRIES 200
+#define BUSY_PAUSES 16
 
 static bool segment_enter(struct pool *pool, struct segment *seg, struct io_queue *q);
 static void seek_run(struct pool *pool, struct request *req, struct io_queue *q);
@@ -418,6 +424,32 @@ static void segment_node_arrived(struct thin_waiter *w)
 		worker_push(pool, &seg->work);
 }
 
+/* In a loop that waits for another CPU. */
+static void relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__)
+	__asm__ volatile("yield");
+#endif
+}
+
+/* thin_try_find_run(), several times if all that is in the way is a step of a change. */
+static int try_find(struct thin_device *td, vblock_t vblock, uint64_t max_blocks,
+		    struct thin_run *ret_run, mblock_t *ret_missing)
+{
+	int r;
+
+	for (unsigned n = 0; n < BUSY_TRIES; n++) {
+		r = thin_try_find_run(td, vblock, max_blocks, ret_run, ret_missing);
+		if (likely(r != -EWOULDBLOCK || *ret_missing != MBLOCK_NONE))
+			break;
+		for (unsigned i = 0; i < BUSY_PAUSES; i++)
+			relax();
+	}
+	return r;
+}
+
 int segment_find(struct pool *pool, struct segment *seg, struct io_queue *q, vblock_t vblock,
 		 uint64_t max_blocks, struct thin_run *ret_run)
 {
@@ -427,7 +459,7 @@ int segment_find(struct pool *pool, struct segment *seg, struct io_queue *q, vbl
 	int r;
 
 	while (seg->misses < MISSES_MAX) {
-		r = thin_try_find_run(td, vblock, max_blocks, ret_run, &missing);
+		r = try_find(td, vblock, max_blocks, ret_run, &missing);
 		if (likely(!r)) {
 			seg->misses = 0;
 			return 0;

@@ -130,7 +130,7 @@ const struct btree_value_type subtree_value_type = {
 
 /* ---- insert ---- */
 
-static int device_may_change(struct thin_device *td) TP_REQUIRES(lc_meta_root)
+static int device_may_change(struct thin_device *td) TP_REQUIRES_SHARED(lc_meta_root)
 {
 	int r = metadata_may_change(td->tmd);
 
@@ -235,7 +235,7 @@ int thin_swap_blocks(struct thin_device *td, vblock_t a, vblock_t b)
 
 /* The first mapped block of [from, end), or @end. */
 static int next_mapped(struct thin_device *td, vblock_t from, vblock_t end, vblock_t *ret_vblock)
-	TP_REQUIRES(lc_meta_root) TP_TAKES(bufio)
+	TP_REQUIRES_SHARED(lc_meta_root) TP_TAKES(bufio)
 {
 	struct thin_metadata *tmd = td->tmd;
 	struct le64 value;
@@ -286,40 +286,43 @@ static int remove_leaf(struct thin_device *td, vblock_t begin, vblock_t end, uns
 	return metadata_change_end(tmd, r);
 }
 
-static int remove_range(struct thin_device *td, vblock_t begin, vblock_t end, uint64_t max_blocks,
-			vblock_t *ret_next) TP_REQUIRES(lc_meta_root) TP_TAKES(bufio)
-{
-	uint64_t removed = 0;
-	vblock_t next;
-	int r;
-
-	r = next_mapped(td, begin, end, &next);
-	while (!r && next < end && removed < max_blocks) {
-		unsigned nr;
-
-		r = remove_leaf(td, next, end, &nr);
-		if (r)
-			break;
-		removed += nr;
-		r = next_mapped(td, next, end, &next);
-	}
-	if (!r)
-		*ret_next = next;
-	return r;
-}
-
-int thin_remove_range(struct thin_device *td, vblock_t begin, vblock_t end, uint64_t max_blocks,
-		      vblock_t *ret_next)
+/* The leaf is read while others may look things up; nobody but the caller changes it. */
+static int find_next(struct thin_device *td, vblock_t from, vblock_t end, vblock_t *ret_vblock)
+	TP_TAKES(meta_root)
 {
 	struct thin_metadata *tmd = td->tmd;
 	int r;
 
-	lock_meta_root(&tmd->lock);
+	lock_meta_root_shared(&tmd->lock);
 	r = device_may_change(td);
-	if (!r && begin >= end)
-		*ret_next = end;
-	else if (!r)
-		r = remove_range(td, begin, end, MAX(max_blocks, 1), ret_next);
-	unlock_meta_root(&tmd->lock);
+	if (!r)
+		r = next_mapped(td, from, end, ret_vblock);
+	unlock_meta_root_shared(&tmd->lock);
+	return r;
+}
+
+/* A leaf at a time, so that lookups get their turn in between. */
+int thin_remove_range(struct thin_device *td, vblock_t begin, vblock_t end, uint64_t max_blocks,
+		      vblock_t *ret_next)
+{
+	struct thin_metadata *tmd = td->tmd;
+	uint64_t removed = 0;
+	vblock_t next;
+	int r;
+
+	r = find_next(td, begin, end, &next);
+	while (!r && next < end && removed < MAX(max_blocks, 1)) {
+		unsigned nr;
+
+		lock_meta_root(&tmd->lock);
+		r = remove_leaf(td, next, end, &nr);
+		unlock_meta_root(&tmd->lock);
+		if (r)
+			break;
+		removed += nr;
+		r = find_next(td, next, end, &next);
+	}
+	if (!r)
+		*ret_next = next;
 	return r;
 }

@@ -27,6 +27,16 @@
 
 #define container_of(ptr, type, member) ((type *)((char *)(ptr)-offsetof(type, member)))
 
+/* In a loop that waits for another CPU. */
+static inline void cpu_relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__)
+	__asm__ volatile("yield");
+#endif
+}
+
 /*
  * For invariants of this program's own state, never for what comes from disk or
  * from a client.  Stays on in release builds: a dead daemon is better than a
