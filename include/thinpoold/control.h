@@ -23,7 +23,9 @@
  *   Resize     name, size, shrink (optional)
  *   MetadataSnap  reserve: true to take the metadata snapshot, false to release it
  *   Extend     data_size, metadata_size (one or both)  data_size, metadata_size: as they are now
- *   Dump       -                                       (a descriptor of the XML beside it)
+ *   Pin        -                                       superblock (in hexadecimal), data_size
+ *                                                      (and a descriptor of the metadata)
+ *   Unpin      -
  *   Trim       -                                       bytes
  *   Reclaim    -                                       bytes, resident_before, resident_after,
  *                                                      shrinkers: [name, objects, bytes]

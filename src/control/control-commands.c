@@ -48,8 +48,13 @@ static const char interface_description[] =
 	"method MetadataSnap(reserve: bool) -> ()\n"
 	"method Extend(data_size: ?int, metadata_size: ?int)"
 	" -> (data_size: int, metadata_size: int)\n"
-	"# The XML comes as a file descriptor beside the reply.\n"
-	"method Dump() -> ()\n"
+	"# Metadata as committed now can be read through the file descriptor beside the reply "
+	"until\n"
+	"# Unpin or the end of the connection, all but block 0, which is superblock (in "
+	"hexadecimal).\n"
+	"# Unpin tells by Busy that it could not be kept so long.\n"
+	"method Pin() -> (superblock: string, data_size: int)\n"
+	"method Unpin() -> ()\n"
 	"method Trim() -> (bytes: int)\n"
 	"# As if memory were short: all caches are emptied.\n"
 	"method Reclaim() -> (\n"
@@ -235,10 +240,16 @@ static void fill_extend(struct pool_command *cmd, json_t *parameters)
 	cmd->metadata_bytes = size_of(parameters, "metadata_size");
 }
 
-static void fill_dump(struct pool_command *cmd, json_t *parameters)
+static void fill_pin(struct pool_command *cmd, json_t *parameters)
 {
 	(void)parameters;
-	cmd->op = POOL_DUMP;
+	cmd->op = POOL_PIN;
+}
+
+static void fill_unpin(struct pool_command *cmd, json_t *parameters)
+{
+	(void)parameters;
+	cmd->op = POOL_UNPIN;
 }
 
 static void fill_trim(struct pool_command *cmd, json_t *parameters)
@@ -261,7 +272,8 @@ static const struct method methods[] = {
 	{ CONTROL_INTERFACE ".Extend",
 	  { "data_size:i?", "metadata_size:i?" },
 	  .fill = fill_extend },
-	{ CONTROL_INTERFACE ".Dump", { NULL }, .fill = fill_dump },
+	{ CONTROL_INTERFACE ".Pin", { NULL }, .fill = fill_pin },
+	{ CONTROL_INTERFACE ".Unpin", { NULL }, .fill = fill_unpin },
 	{ CONTROL_INTERFACE ".Trim", { NULL }, .fill = fill_trim },
 	{ CONTROL_INTERFACE ".Reclaim", { NULL }, .query = NULL },
 	{ CONTROL_INTERFACE ".GetRestarts", { NULL }, .query = get_restarts },
@@ -365,6 +377,31 @@ static const struct method *find_method(const char *name)
 	return NULL;
 }
 
+/* One pin a connection: false, and the reply says why not. */
+static bool begin_pin(struct control_call *call)
+{
+	struct pool_command *cmd = &call->command;
+	bool wants = cmd->op == POOL_PIN;
+
+	if (wants == call->has_pin) {
+		call->reply = control_reply_error(CONTROL_ERROR_FAILED,
+						  wants ? "this connection has a pin already"
+							: "this connection has no pin");
+		return false;
+	}
+	cmd->pin = call->pin;
+	cmd->superblock = call->superblock;
+	return true;
+}
+
+void control_call_unpin(struct control_call *call)
+{
+	call->next = CONTROL_COMMAND;
+	memset(&call->command, 0, sizeof(call->command));
+	call->command.op = POOL_UNPIN;
+	call->command.pin = call->pin;
+}
+
 /* Makes the reply, if there is nothing to wait for. */
 static enum control_next begin(struct control_call *call, json_t *request)
 {
@@ -395,6 +432,8 @@ static enum control_next begin(struct control_call *call, json_t *request)
 	if (!m->fill)
 		return CONTROL_RECLAIM;
 	m->fill(&call->command, parameters);
+	if ((m->fill == fill_pin || m->fill == fill_unpin) && !begin_pin(call))
+		return CONTROL_ANSWERED;
 	return CONTROL_COMMAND;
 }
 
@@ -404,9 +443,22 @@ enum control_next control_call_begin(struct control_call *call, json_t *request)
 	return call->next;
 }
 
-/* What a command that succeeded has to tell. */
-static json_t *result_parameters(const struct pool_command *cmd)
+static json_t *pin_parameters(const struct control_call *call)
 {
+	char hex[2 * METADATA_BLOCK_SIZE + 1];
+	struct pool_status status;
+
+	for (unsigned i = 0; i < METADATA_BLOCK_SIZE; i++)
+		snprintf(hex + (size_t)2 * i, 3, "%02x", call->superblock[i]);
+	pool_get_status(call->pool, &status);
+	return json_pack("{ss sI}", "superblock", hex, "data_size", (json_int_t)status.data_total);
+}
+
+/* What a command that succeeded has to tell. */
+static json_t *result_parameters(const struct control_call *call)
+{
+	const struct pool_command *cmd = &call->command;
+
 	switch (cmd->op) {
 	case POOL_CREATE:
 	case POOL_SNAPSHOT:
@@ -416,6 +468,8 @@ static json_t *result_parameters(const struct pool_command *cmd)
 				 "metadata_size", (json_int_t)cmd->metadata_bytes);
 	case POOL_TRIM:
 		return json_pack("{sI}", "bytes", (json_int_t)cmd->size_bytes);
+	case POOL_PIN:
+		return pin_parameters(call);
 	default:
 		return json_object();
 	}
@@ -471,10 +525,15 @@ void control_call_finish(struct control_call *call, int r)
 		call->reply = reclaim_reply(&call->reclaim, r);
 		return;
 	}
+	if (cmd->op == POOL_UNPIN)
+		call->has_pin = false;
+	if (!r && cmd->op == POOL_PIN) {
+		call->has_pin = true;
+		call->pin = cmd->pin;
+		call->reply_fd = cmd->fd;
+	}
 	if (!r) {
-		call->reply = reply_parameters(result_parameters(cmd));
-		if (cmd->op == POOL_DUMP)
-			call->reply_fd = cmd->fd;
+		call->reply = reply_parameters(result_parameters(call));
 		return;
 	}
 	for (size_t i = 0; i < ARRAY_SIZE(errors); i++)

@@ -11,6 +11,7 @@
 #include "control/control-server.h"
 #include "pool/pool.h"
 #include "reclaim/pressure.h"
+#include "thinpoold/disk-format.h"
 
 /* What answers a call. */
 enum control_next {
@@ -29,6 +30,10 @@ struct control_call {
 	struct pressure_request reclaim;
 	json_t *reply; /* set once the answer is known */
 	int reply_fd;  /* to go with it; -1: none.  Whoever sends it closes it */
+	/* Of this connection, between Pin and Unpin; if it ends earlier, the pin is given back. */
+	bool has_pin;
+	uint64_t pin;
+	uint8_t superblock[METADATA_BLOCK_SIZE]; /* for the reply */
 };
 
 /*
@@ -37,7 +42,10 @@ struct control_call {
  * A reply of NULL says that there was no memory for it.
  */
 enum control_next control_call_begin(struct control_call *call, json_t *request);
-void control_call_finish(struct control_call *call, int r);
+void control_call_finish(struct control_call *call, int r) TP_TAKES(catalog);
+
+/* For a connection that ends and has a pin: the command that gives it back. */
+void control_call_unpin(struct control_call *call);
 
 /* An error of ours (CONTROL_ERROR_FAILED ...) as a reply.  NULL: no memory. */
 json_t *control_reply_error(const char *error, const char *message);

@@ -17,7 +17,7 @@
  *
  * Invariants
  *  1. A busy connection is never freed: when its peer has gone, it is marked and
- *     freed once the command has ended.
+ *     freed once the command has ended.  One that has a pin becomes busy giving it back.
  *  2. The watch is armed for POLLIN in reading, POLLOUT in writing and when calls are
  *     left over for the next round, nothing in busy.
  *  3. Another thread touches neither a connection nor the server once it has let go of the lock.
@@ -82,6 +82,7 @@ struct control_server {
 };
 
 static void serve_connection(struct connection *c);
+static void command_done(struct pool_command *cmd, int r);
 
 /* ---- connections ---- */
 
@@ -104,11 +105,22 @@ static void close_reply_fd(struct connection *c)
 	c->call.reply_fd = -1;
 }
 
-static void connection_free(struct connection *c)
+static void connection_free(struct connection *c) TP_TAKES(pool)
 {
 	connection_watch(c, 0);
 	if (c->state == CONN_BUSY) {
 		c->gone = true;
+		return;
+	}
+	if (c->call.has_pin) {
+		c->state = CONN_BUSY;
+		c->gone = true;
+		close_reply_fd(c);
+		json_decref(c->call.reply);
+		c->call.reply = NULL;
+		control_call_unpin(&c->call);
+		c->call.command.done = command_done;
+		pool_command_submit(c->server->pool, &c->call.command);
 		return;
 	}
 	LIST_REMOVE(c, link);
@@ -129,13 +141,13 @@ static void connection_ready(struct io_watch *w, short revents)
 	serve_connection(c);
 }
 
-/* All places taken: the client that was silent for longest makes room. */
+/* All places taken: who was silent for longest makes room, unless he reads what he has pinned. */
 static void close_most_idle(struct control_server *s)
 {
 	struct connection *c, *idle = NULL;
 
 	LIST_FOREACH(c, &s->connections, link)
-		if (c->state != CONN_BUSY &&
+		if (c->state != CONN_BUSY && !c->call.has_pin &&
 		    (!idle || c->last_active_usec < idle->last_active_usec))
 			idle = c;
 	if (idle)

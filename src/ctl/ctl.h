@@ -34,8 +34,8 @@ struct ctl_args {
 };
 
 int ctl_format(const struct ctl_args *a) TP_EXCLUDES_ALL;
-int ctl_check(const struct ctl_args *a) TP_TAKES(bufio);
 /* Of a pool directory or of a mount. */
+int ctl_check(const struct ctl_args *a) TP_TAKES(bufio);
 int ctl_dump(const struct ctl_args *a) TP_EXCLUDES_ALL;
 
 int ctl_create(const struct ctl_args *a);
@@ -50,7 +50,17 @@ int ctl_status(const struct ctl_args *a);
 int ctl_trim(const struct ctl_args *a);
 int ctl_reclaim(const struct ctl_args *a);
 int ctl_restart(const struct ctl_args *a);
-int ctl_dump_online(const char *mount);
+
+/* The metadata of a mounted pool as it was committed last, which its daemon keeps for us. */
+struct ctl_pin {
+	int socket;
+	struct io_device *metadata; /* closed by ctl_unpin() */
+	uint64_t data_bytes;
+};
+int ctl_pin(const char *mount, struct ctl_pin *ret_pin);
+/* Tells if it could not be kept until now: then what was read may be anything. */
+int ctl_unpin(struct ctl_pin *pin);
+
 /* Is this the root of a mounted pool? */
 bool ctl_is_mount(const char *path);
 

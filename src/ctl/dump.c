@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * dump.c - metadata as XML: of a pool that is not in use, read here; of a mounted one, by its
- * daemon
+ * dump.c - metadata as XML, of a pool that is not in use, or of a mounted one as it was when its
+ * daemon was asked
  */
 #include <stdio.h>
 #include <string.h>
@@ -36,10 +36,17 @@ static int dump_metadata(const char *pooldir, struct io_device *metadata)
 int ctl_dump(const struct ctl_args *a)
 {
 	struct io_device *metadata = NULL;
-	int code;
+	struct ctl_pin pin;
+	int code, code2;
 
-	if (ctl_is_mount(a->args[0]))
-		return ctl_dump_online(a->args[0]);
+	if (ctl_is_mount(a->args[0])) {
+		code = ctl_pin(a->args[0], &pin);
+		if (code)
+			return code;
+		code = dump_metadata(a->args[0], pin.metadata);
+		code2 = ctl_unpin(&pin);
+		return code2 ? code2 : code;
+	}
 	code = ctl_open_half(a->args[0], "metadata", IO_OPEN_READ_ONLY, &metadata);
 	if (!code)
 		code = dump_metadata(a->args[0], metadata);

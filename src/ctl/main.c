@@ -84,8 +84,7 @@ struct verb {
 
 static const struct verb verbs[] = {
 	{ "format", "POOLDIR", "Make a new pool in a directory", 1, format_options, ctl_format },
-	{ "check", "POOLDIR", "Verify the metadata of a pool that is not in use", 1, check_options,
-	  ctl_check },
+	{ "check", "POOLDIR|MNT", "Verify the metadata of a pool", 1, check_options, ctl_check },
 	{ "dump", "POOLDIR|MNT", "Print the metadata as XML, as thin_dump does", 1, NULL,
 	  ctl_dump },
 	{ "create", "MNT/VOLUME", "Create a volume", 1, create_options, ctl_create },

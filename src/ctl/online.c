@@ -19,12 +19,17 @@
 #include <unistd.h>
 
 #include "ctl/ctl.h"
+#include "io/device.h"
+#include "thinpoold/disk-format.h"
 #include "util/cleanup.h"
 #include "util/parse-size.h"
 #include "util/utf8.h"
 
 /* A list of 100,000 volumes with the longest names; one of all 2^24 is no use to anybody. */
 #define REPLY_MAX ((size_t)256 << 20)
+
+/* Who reads all of the metadata of a pool that others use stands back. */
+#define PINNED_NICE 10
 
 /* Requests in flight, and the last commit, come first. */
 #define RESTART_PATIENCE_MSEC 120000
@@ -228,16 +233,14 @@ static int result_of(json_t *reply, json_t **ret_parameters)
 
 /*
  * Call @method of the pool mounted at @directory.  @parameters is consumed.  On success
- * *@ret_parameters, if asked for, is the reply's, which the caller releases, and *@ret_fd what
- * came with it, or -1.
+ * *@ret_parameters, if asked for, is the reply's, which the caller releases.
  */
-static int call_daemon_fd(const char *directory, const char *method, json_t *parameters,
-			  json_t **ret_parameters, int *ret_fd)
+static int call_daemon(const char *directory, const char *method, json_t *parameters,
+		       json_t **ret_parameters)
 {
 	json_t *call, *reply = NULL;
-	int fd = -1, code;
+	int fd = -1, reply_fd = -1, code;
 
-	*ret_fd = -1;
 	code = connect_to(directory, &fd);
 	if (code) {
 		json_decref(parameters);
@@ -245,23 +248,12 @@ static int call_daemon_fd(const char *directory, const char *method, json_t *par
 	}
 	call = json_pack("{s:s+ s:o}", "method", CONTROL_INTERFACE ".", method, "parameters",
 			 parameters);
-	code = exchange(fd, call, &reply, ret_fd);
+	code = exchange(fd, call, &reply, &reply_fd);
 	json_decref(call);
 	close(fd);
-	if (code)
-		return code;
-
-	return result_of(reply, ret_parameters);
-}
-
-static int call_daemon(const char *directory, const char *method, json_t *parameters,
-		       json_t **ret_parameters)
-{
-	int fd, code = call_daemon_fd(directory, method, parameters, ret_parameters, &fd);
-
-	if (fd >= 0)
-		close(fd);
-	return code;
+	if (reply_fd >= 0)
+		close(reply_fd);
+	return code ? code : result_of(reply, ret_parameters);
 }
 
 /* ---- verbs ---- */
@@ -419,33 +411,87 @@ bool ctl_is_mount(const char *path)
 	return getxattr(path, CONTROL_XATTR, NULL, 0) > 0;
 }
 
-static int copy_to_stdout(int fd)
-{
-	char buf[65536];
-	ssize_t n;
-	off_t at = 0;
+/* ---- metadata of a pool that goes on ---- */
 
-	while ((n = pread(fd, buf, sizeof(buf), at)) > 0) {
-		if (fwrite(buf, 1, (size_t)n, stdout) != (size_t)n)
-			break;
-		at += n;
+/* What control.h says: two digits a byte. */
+static bool from_hex(const char *hex, uint8_t *bytes, size_t nr)
+{
+	if (!hex || strlen(hex) != 2 * nr)
+		return false;
+	for (size_t i = 0; i < nr; i++) {
+		unsigned byte;
+
+		if (sscanf(hex + 2 * i, "%2x", &byte) != 1)
+			return false;
+		bytes[i] = (uint8_t)byte;
 	}
-	if (n < 0)
-		return ctl_fail(CTL_FAILED, "the dump cannot be read: %s", strerror(errno));
-	if (fflush(stdout) || ferror(stdout))
-		return ctl_fail(CTL_FAILED, "the dump cannot be written: %s", strerror(errno));
-	return CTL_OK;
+	return true;
 }
 
-int ctl_dump_online(const char *mount)
+/* @fd is consumed. */
+static int open_pinned(const char *mount, int fd, json_t *parameters, struct ctl_pin *pin)
 {
-	int fd, code = call_daemon_fd(mount, "Dump", json_object(), NULL, &fd);
+	uint8_t superblock[METADATA_BLOCK_SIZE];
+	struct io_device *inner = NULL;
+	char path[32];
+	int r = -EPROTO;
 
-	if (!code)
-		code = fd >= 0 ? copy_to_stdout(fd)
-			       : ctl_fail(CTL_FAILED, "the daemon sent no dump");
+	pin->data_bytes = (uint64_t)json_integer_value(json_object_get(parameters, "data_size"));
+	if (from_hex(json_string_value(json_object_get(parameters, "superblock")), superblock,
+		     sizeof(superblock)) &&
+	    fd >= 0) {
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+		r = io_device_open(path, IO_OPEN_READ_ONLY | IO_OPEN_AS_GUEST, &inner);
+	}
+	if (!r)
+		r = io_device_open_pinned(inner, superblock, sizeof(superblock), &pin->metadata);
+	if (r)
+		io_device_close(inner);
 	if (fd >= 0)
 		close(fd);
+	return r ? ctl_fail(CTL_FAILED, "%s: the metadata cannot be read: %s", mount, strerror(-r))
+		 : CTL_OK;
+}
+
+static int call_pin(const struct ctl_pin *pin, const char *method, json_t **ret_parameters,
+		    int *ret_fd)
+{
+	json_t *call = json_pack("{s:s+}", "method", CONTROL_INTERFACE ".", method);
+	json_t *reply = NULL;
+	int code = exchange(pin->socket, call, &reply, ret_fd);
+
+	json_decref(call);
+	return code ? code : result_of(reply, ret_parameters);
+}
+
+int ctl_pin(const char *mount, struct ctl_pin *ret_pin)
+{
+	struct ctl_pin pin = { .socket = -1 };
+	json_t *parameters = NULL;
+	int fd = -1, code = connect_to(mount, &pin.socket);
+
+	if (code)
+		return code;
+	code = call_pin(&pin, "Pin", &parameters, &fd);
+	(void)!nice(PINNED_NICE); /* the pool is in use; if it cannot be had, no matter */
+	if (!code)
+		code = open_pinned(mount, fd, parameters, &pin);
+	json_decref(parameters);
+	if (code)
+		close(pin.socket);
+	else
+		*ret_pin = pin;
+	return code;
+}
+
+int ctl_unpin(struct ctl_pin *pin)
+{
+	int fd = -1, code = call_pin(pin, "Unpin", NULL, &fd);
+
+	if (fd >= 0)
+		close(fd);
+	io_device_close(pin->metadata);
+	close(pin->socket);
 	return code;
 }
 

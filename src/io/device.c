@@ -216,7 +216,7 @@ static int try_open_regular(const char *path, unsigned flags, int *ret_fd)
 		    &fd);
 	if (r)
 		return r;
-	if (flock(fd, (reader ? LOCK_SH : LOCK_EX) | LOCK_NB)) {
+	if (!(flags & IO_OPEN_AS_GUEST) && flock(fd, (reader ? LOCK_SH : LOCK_EX) | LOCK_NB)) {
 		r = errno == EWOULDBLOCK ? -EBUSY : -errno;
 		close(fd);
 		return r;
@@ -232,6 +232,8 @@ static int try_open_block(const char *path, unsigned flags, int *ret_fd)
 
 	if (!(flags & IO_OPEN_READ_ONLY))
 		return open_fd(path, O_RDWR | O_EXCL, ret_fd);
+	if (flags & IO_OPEN_AS_GUEST)
+		return open_fd(path, O_RDONLY, ret_fd);
 	r = open_fd(path, O_RDONLY | O_EXCL, &fd);
 	if (r)
 		return r;
@@ -368,6 +370,21 @@ bool io_device_is_same(const char *a, const char *b)
 		return false;
 	return (sa.st_dev == sb.st_dev && sa.st_ino == sb.st_ino) ||
 	       (S_ISBLK(sa.st_mode) && S_ISBLK(sb.st_mode) && sa.st_rdev == sb.st_rdev);
+}
+
+int io_device_share(struct io_device *dev, int *ret_fd)
+{
+	char path[32];
+	int fd;
+
+	if (dev->ops != &file_ops)
+		return -EOPNOTSUPP;
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", file_device(dev)->fd);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	*ret_fd = fd;
+	return 0;
 }
 
 static void closep(struct io_device **dev)

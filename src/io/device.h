@@ -62,6 +62,7 @@ enum io_open_flags {
 	IO_OPEN_BUFFERED = 1 << 1,  /* do not try O_DIRECT */
 	IO_OPEN_CREATE = 1 << 2,    /* a missing file is created, mode 0600 */
 	IO_OPEN_NO_WAIT = 1 << 3,   /* -EBUSY at once, not after two seconds */
+	IO_OPEN_AS_GUEST = 1 << 4,  /* for reading only: who holds it has asked us in */
 };
 
 /*
@@ -74,6 +75,20 @@ enum io_open_flags {
  *   -ENOTBLK  neither a regular file nor a block device
  */
 int io_device_open(const char *path, unsigned flags, struct io_device **ret_dev) TP_MUST_CHECK;
+
+/*
+ * A descriptor of the same file, for reading only, to be handed to somebody else: he opens
+ * /proc/self/fd/N as a guest.  -EOPNOTSUPP: no file has this device's content.
+ */
+int io_device_share(struct io_device *dev, int *ret_fd) TP_MUST_CHECK;
+
+/*
+ * What @inner held when the first @bytes of it were @beginning, for reading only.  It is @inner's
+ * owner who keeps the rest as it was.  @inner is closed with the new device; on error it stays the
+ * caller's.
+ */
+int io_device_open_pinned(struct io_device *inner, const void *beginning, uint32_t bytes,
+			  struct io_device **ret_dev) TP_MUST_CHECK;
 
 /* Why io_device_open() failed, and what to do about it where that is known, to follow "PATH: ". */
 const char *io_device_open_words(int r);

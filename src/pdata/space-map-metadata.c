@@ -17,6 +17,13 @@
  * a second table of operations hands out consecutive blocks of the new area, takes every block
  * for unshared, and only queues.  What was handed out is counted afterwards.
  *
+ * A pin keeps the committed state readable for somebody else: no block that it uses is handed
+ * out before the pin goes, whatever is committed meanwhile.  Two sets in memory are all it takes:
+ *
+ *   taken     blocks that got a first user since the pin: it does not need them
+ *   freed     others that lost their last; with the next commit they become
+ *   pinned    free in both states, and avoided by the search
+ *
  * Invariants
  *  1. depth is 0 outside of calls; then the queue is empty, unless the map is broken.
  *  2. a block handed out is free in both states, has no increment pending and none being applied.
@@ -72,6 +79,10 @@ struct sm_metadata {
 	bool below_threshold;
 	void (*threshold_fn)(void *ctx);
 	void *threshold_ctx;
+
+	unsigned nr_pins; /* without, the sets are empty */
+	uint32_t pins_lost;
+	struct sparse_bitmap taken, freed, pinned;
 };
 
 static const struct space_map_ops metadata_ops;
@@ -235,6 +246,99 @@ static uint64_t skip_pending(struct sm_ll *ll, uint64_t b)
 	return 0;
 }
 
+/* ---- pins ---- */
+
+static void forget_pinned(struct sm_metadata *smm)
+{
+	sparse_bitmap_clear(&smm->taken);
+	sparse_bitmap_clear(&smm->freed);
+	sparse_bitmap_clear(&smm->pinned);
+	smm->ll.exhausted = false;
+}
+
+static void drop_pins(struct sm_metadata *smm)
+{
+	smm->pins_lost += smm->nr_pins != 0;
+	smm->nr_pins = 0;
+	forget_pinned(smm);
+}
+
+static int note_moved(struct sm_metadata *smm, uint64_t b, bool fresh, enum sm_change how)
+{
+	if (how == SM_INC && fresh)
+		return sparse_bitmap_set_range(&smm->taken, b, b + 1);
+	if (how == SM_INC)
+		sparse_bitmap_clear_range(&smm->freed, b, b + 1);
+	else if (!fresh && !sparse_bitmap_test(&smm->taken, b))
+		return sparse_bitmap_set_range(&smm->freed, b, b + 1);
+	return 0;
+}
+
+/* A pin that cannot be kept is lost, and whoever relies on it finds that out. */
+static void moved(struct sm_ll *ll, uint64_t base, uint32_t mask, uint32_t fresh,
+		  enum sm_change how)
+{
+	struct sm_metadata *smm = container_of(ll, struct sm_metadata, ll);
+
+	for (; smm->nr_pins && mask; mask &= mask - 1) {
+		unsigned k = (unsigned)__builtin_ctz(mask);
+
+		if (note_moved(smm, base + k, fresh >> k & 1, how))
+			drop_pins(smm);
+	}
+}
+
+static void pin_run(void *ctx, uint64_t begin, uint64_t end)
+{
+	struct sm_metadata *smm = ctx;
+
+	if (smm->nr_pins && sparse_bitmap_set_range(&smm->pinned, begin, end))
+		drop_pins(smm);
+}
+
+/* What was freed is free in both states now. */
+static void pin_freed(struct sm_metadata *smm)
+{
+	struct sparse_bitmap freed = smm->freed;
+
+	smm->freed = (struct sparse_bitmap){ 0 };
+	if (freed.nr_set && sparse_bitmap_for_each_run(&freed, pin_run, smm))
+		drop_pins(smm);
+	sparse_bitmap_clear(&freed);
+}
+
+/* A further pin has more blocks than the first: those that were taken since. */
+uint32_t sm_metadata_pin(struct space_map *sm)
+{
+	struct sm_metadata *smm = to_metadata(sm);
+
+	sparse_bitmap_clear(&smm->taken);
+	smm->nr_pins++;
+	return smm->pins_lost;
+}
+
+bool sm_metadata_unpin(struct space_map *sm, uint32_t pin)
+{
+	struct sm_metadata *smm = to_metadata(sm);
+
+	if (pin != smm->pins_lost)
+		return false;
+	TP_INVARIANT(smm->nr_pins);
+	if (--smm->nr_pins == 0)
+		forget_pinned(smm);
+	return true;
+}
+
+bool sm_metadata_drop_pins(struct space_map *sm)
+{
+	struct sm_metadata *smm = to_metadata(sm);
+	bool any = smm->pinned.nr_set != 0;
+
+	if (any)
+		drop_pins(smm);
+	return any;
+}
+
 static const struct sm_ll_ops ll_ops = {
 	.name = "metadata",
 	.max_blocks = MAX_METADATA_BLOCKS,
@@ -242,6 +346,7 @@ static const struct sm_ll_ops ll_ops = {
 	.load_index = load_index,
 	.write_index = write_index,
 	.skip = skip_pending,
+	.moved = moved,
 };
 
 /* ---- changes ---- */
@@ -266,7 +371,7 @@ static int apply_pending(struct sm_metadata *smm)
 static uint64_t raw_free(const struct sm_metadata *smm)
 {
 	const struct sm_ll_state *committed = &smm->ll.committed;
-	uint64_t used = committed->nr_allocated + smm->ll.nr_taken;
+	uint64_t used = committed->nr_allocated + smm->ll.nr_taken + smm->pinned.nr_set;
 
 	return committed->nr_blocks - MIN(used, committed->nr_blocks);
 }
@@ -314,6 +419,10 @@ static int metadata_new_block(struct space_map *sm, uint64_t *ret_b)
 	if (smm->broken)
 		return smm->broken;
 	r = sm_ll_find_new(&smm->ll, smm->ll.now.nr_blocks, &b);
+	if (r == -ENOSPC && smm->pinned.nr_set) {
+		drop_pins(smm);
+		r = sm_ll_find_new(&smm->ll, smm->ll.now.nr_blocks, &b);
+	}
 	if (r)
 		return r;
 	r = change(smm, SM_INC, b, b + 1);
@@ -429,11 +538,14 @@ static int metadata_commit(struct space_map *sm)
 	if (smm->broken)
 		return smm->broken;
 	r = sm_ll_commit(&smm->ll);
-	if (r)
+	if (r) {
 		smm->broken = r;
-	else if (raw_free(smm) > smm->threshold)
+		return r;
+	}
+	pin_freed(smm);
+	if (raw_free(smm) > smm->threshold)
 		smm->below_threshold = false;
-	return r;
+	return 0;
 }
 
 static void metadata_copy_root(struct space_map *sm, struct disk_sm_root *ret_root)
@@ -446,6 +558,7 @@ static void metadata_destroy(struct space_map *sm)
 	struct sm_metadata *smm = to_metadata(sm);
 
 	sm_ll_exit(&smm->ll);
+	drop_pins(smm);
 	free(smm->queue.ring);
 	free(smm);
 }
@@ -556,6 +669,7 @@ int sm_metadata_create(struct space_map *sm, struct transaction_manager *tm, mbl
 	int r;
 
 	sm_ll_init(&smm->ll, tm, &ll_ops);
+	smm->ll.avoid = &smm->pinned;
 	if (nr_blocks > MAX_METADATA_BLOCKS || nr_blocks > bm_nr_blocks(smm->ll.bm))
 		return -EINVAL;
 	smm->bootstrap_next = first;
@@ -583,6 +697,7 @@ int sm_metadata_open(struct space_map *sm, struct transaction_manager *tm,
 	int r;
 
 	sm_ll_init(&smm->ll, tm, &ll_ops);
+	smm->ll.avoid = &smm->pinned;
 	r = sm_ll_open(&smm->ll, root);
 	if (r)
 		return r;

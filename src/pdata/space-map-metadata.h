@@ -33,4 +33,16 @@ int sm_metadata_open(struct space_map *sm, struct transaction_manager *tm,
 void sm_metadata_set_threshold(struct space_map *sm, uint64_t threshold_blocks,
 			       void (*fn)(void *ctx), void *ctx);
 
+/*
+ * With nothing changed since the last commit: keep the blocks of the committed state from being
+ * handed out until the pin is taken back, so that somebody else can go on reading them.  In
+ * memory only.  Pins may be several, and all are lost when there is no memory, with the map, or
+ * by sm_metadata_drop_pins().
+ */
+uint32_t sm_metadata_pin(struct space_map *sm);
+/* @pin: what sm_metadata_pin() returned.  False: it was lost. */
+bool sm_metadata_unpin(struct space_map *sm, uint32_t pin) TP_MUST_CHECK;
+/* If pins keep any block from being handed out, give them up.  Returns whether. */
+bool sm_metadata_drop_pins(struct space_map *sm);
+
 #endif

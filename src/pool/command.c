@@ -19,7 +19,6 @@
  */
 #define LOG_MODULE "pool"
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,7 +26,6 @@
 #include <unistd.h>
 
 #include "pool/request.h"
-#include "thin/thin-dump.h"
 #include "util/clock.h"
 #include "util/log.h"
 #include "util/parse-size.h"
@@ -644,40 +642,33 @@ static int do_metadata_snap_release(struct pool *pool, struct pool_command *cmd)
 	return r ? metadata_snap_failed(pool, r) : 0;
 }
 
-/*
- * In one go: as nobody but the worker changes anything, what is printed belongs together.
- * I/O on what is mapped goes on meanwhile.  The file is in memory, so that writing it waits
- * for nobody, and least of all for a file system in a volume of this pool.
- */
-static int do_dump(struct pool *pool, struct pool_command *cmd)
-{
-	int fd = memfd_create("thin-dump", MFD_CLOEXEC);
-	int copy = fd < 0 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 0);
-	FILE *out = copy < 0 ? NULL : fdopen(copy, "w");
-	int r = 0;
+/* ---- a state for others to read ---- */
 
-	if (!out) {
-		r = -errno;
-		if (copy >= 0)
-			close(copy);
-		if (fd >= 0)
-			close(fd);
-		return fail(cmd, r, "no memory for a dump");
-	}
-	if (pool_is_dirty(pool))
-		r = pool_commit_now(pool);
+/* The descriptor is for who asks to hand on; a device that has none can be pinned all the same. */
+static int do_pin(struct pool *pool, struct pool_command *cmd)
+{
+	int r = pool_is_dirty(pool) ? pool_commit_now(pool) : 0;
+
 	if (!r)
-		r = thin_dump(pool->tmd, out);
+		r = thin_metadata_pin(pool->tmd, cmd->superblock, &cmd->pin);
 	if (r)
-		(void)fail(cmd, r, "the metadata cannot be dumped: %s", tp_error_words(r));
-	if (r && !ferror(out)) /* or else the memory is to blame */
-		r = pool_query_failed(pool, "dump the metadata", r);
-	fclose(out);
-	if (r)
-		close(fd);
-	else
-		cmd->fd = fd;
-	return r;
+		return fail(cmd, r == -EIO ? r : -EBUSY, "the metadata cannot be read now: %s",
+			    tp_error_words(r));
+	r = io_device_share(pool->metadata, &cmd->fd);
+	if (!r || r == -EOPNOTSUPP)
+		return 0;
+	(void)!thin_metadata_unpin(pool->tmd, cmd->pin);
+	return fail(cmd, r, "\"%s\" cannot be opened again: %s", io_device_name(pool->metadata),
+		    strerror(-r));
+}
+
+static int do_unpin(struct pool *pool, struct pool_command *cmd)
+{
+	if (thin_metadata_unpin(pool->tmd, cmd->pin))
+		return 0;
+	return fail(cmd, -EBUSY,
+		    "the pool needed the space, or its metadata failed, while it was being read: "
+		    "try again");
 }
 
 static int execute(struct pool *pool, struct pool_command *cmd)
@@ -703,8 +694,10 @@ static int execute(struct pool *pool, struct pool_command *cmd)
 		return do_metadata_snap_reserve(pool, cmd);
 	case POOL_METADATA_SNAP_RELEASE:
 		return do_metadata_snap_release(pool, cmd);
-	case POOL_DUMP:
-		return do_dump(pool, cmd);
+	case POOL_PIN:
+		return do_pin(pool, cmd);
+	case POOL_UNPIN:
+		return do_unpin(pool, cmd);
 	case POOL_TRIM:
 		return trim_begin(pool, cmd);
 	}
@@ -719,7 +712,7 @@ void pool_answer_command(struct pool *pool, struct pool_command *cmd, int r)
 		(void)fail(cmd, r, "the metadata of the pool failed, the change was %s",
 			   thin_metadata_commit_landed(pool->tmd) ? "made nevertheless"
 								  : "taken back");
-	if (r && cmd->fd >= 0) { /* dumped, and then the commit of others has failed */
+	if (r && cmd->fd >= 0) { /* pinned, and then the commit of others has failed */
 		close(cmd->fd);
 		cmd->fd = -1;
 	}

@@ -36,7 +36,8 @@
  * wait for that long.
  */
 #define CARVE_STEPS 16
-/* Who changes metadata is soon done with a step of it; so long it is not worth to ask the worker. */
+/* Who changes metadata is soon done with a step of it; so long it is not worth to ask the worker.
+ */
 #define BUSY_TRIES 200
 #define BUSY_PAUSES 16
 

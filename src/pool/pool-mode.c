@@ -115,11 +115,24 @@ int pool_check_space(struct pool *pool)
 
 /* ------------------------------------------------------------------ numbers */
 
+/* When blocks are short, who reads an old state (POOL_PIN) has to give way. */
+static int get_info(struct pool *pool, struct thin_metadata_info *ret_info) TP_TAKES(meta_root)
+{
+	int r = thin_metadata_get_info(pool->tmd, ret_info);
+
+	if (r || ret_info->failed || ret_info->nr_metadata_free)
+		return r;
+	if (!thin_metadata_drop_pins(pool->tmd))
+		return 0;
+	log_warn("metadata space is short, who was reading an old state of it has to begin anew");
+	return thin_metadata_get_info(pool->tmd, ret_info);
+}
+
 bool pool_metadata_is_low(struct pool *pool)
 {
 	struct thin_metadata_info info;
 
-	return !thin_metadata_get_info(pool->tmd, &info) && !info.failed && !info.nr_metadata_free;
+	return !get_info(pool, &info) && !info.failed && !info.nr_metadata_free;
 }
 
 /* The committed state tells whether only the reserve of metadata is left. */
@@ -148,7 +161,7 @@ void pool_refresh_info(struct pool *pool, bool committed)
 	struct thin_metadata_info info;
 	unsigned waiting = 0;
 
-	if (thin_metadata_get_info(pool->tmd, &info))
+	if (get_info(pool, &info))
 		return;
 	STAILQ_FOREACH(seg, &pool->worker->no_space, link)
 	waiting++;

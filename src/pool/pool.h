@@ -250,8 +250,13 @@ enum pool_command_op {
 	POOL_COMMIT,
 	POOL_METADATA_SNAP_RESERVE, /* -EBUSY: there is one */
 	POOL_METADATA_SNAP_RELEASE, /* -EINVAL: there is none */
-	POOL_DUMP, /* -> fd: the committed metadata as XML (thin_dump(8)'s) in a file in memory */
-	POOL_TRIM, /* -> size_bytes: free data space that was given back to the host */
+	/*
+	 * -> pin, superblock, fd: keep the metadata as committed now readable in the file that fd
+	 * is open on, but for the superblock, until POOL_UNPIN with pin.
+	 */
+	POOL_PIN,
+	POOL_UNPIN, /* -EBUSY: what was read is not what it was, space or metadata were short */
+	POOL_TRIM,  /* -> size_bytes: free data space that was given back to the host */
 };
 
 enum pool_command_flags {
@@ -282,7 +287,9 @@ struct pool_command {
 	uint64_t size_bytes;     /* extend: out: what data has now */
 	uint64_t metadata_bytes; /* extend: the same for metadata */
 	thin_id_t id;            /* in with POOL_CMD_BY_ID; out: of the new volume */
-	int fd;                  /* out: POOL_DUMP; the caller closes it */
+	uint64_t pin;            /* out of POOL_PIN; in for POOL_UNPIN */
+	int fd;                  /* out: POOL_PIN; the caller closes it; -1: no file */
+	uint8_t *superblock;     /* out: POOL_PIN, METADATA_BLOCK_SIZE bytes of the caller's */
 	void (*done)(struct pool_command *cmd, int r); /* the worker thread, no lock held */
 	struct tp_error error;                         /* a line for a person, when r < 0 */
 

@@ -142,3 +142,46 @@ int thin_metadata_release_snap(struct thin_metadata *tmd)
 	unlock_meta_root(&tmd->lock);
 	return r;
 }
+
+/* ---- pins ---- */
+
+int thin_metadata_pin(struct thin_metadata *tmd, void *ret_superblock, uint64_t *ret_pin)
+{
+	struct thin_disk_superblock *sb = ret_superblock;
+	int r = 0;
+
+	lock_meta_root(&tmd->lock);
+	if (tmd->fail_io || tmd->must_abort)
+		r = -EINVAL;
+	else if (tmd->changed)
+		r = -EBUSY;
+	if (!r) {
+		memcpy(sb, &tmd->committed, sizeof(*sb));
+		sb->csum = le32_make(bm_checksum(sb, SUPERBLOCK_CSUM_XOR));
+		*ret_pin = (uint64_t)tmd->nr_reopened << 32 | sm_metadata_pin(tmd->metadata_sm);
+	}
+	unlock_meta_root(&tmd->lock);
+	return r;
+}
+
+bool thin_metadata_unpin(struct thin_metadata *tmd, uint64_t pin)
+{
+	bool kept = false;
+
+	lock_meta_root(&tmd->lock);
+	if (!tmd->fail_io && tmd->nr_reopened == pin >> 32)
+		kept = sm_metadata_unpin(tmd->metadata_sm, (uint32_t)pin);
+	unlock_meta_root(&tmd->lock);
+	return kept;
+}
+
+bool thin_metadata_drop_pins(struct thin_metadata *tmd)
+{
+	bool any = false;
+
+	lock_meta_root(&tmd->lock);
+	if (!tmd->fail_io)
+		any = sm_metadata_drop_pins(tmd->metadata_sm);
+	unlock_meta_root(&tmd->lock);
+	return any;
+}

@@ -99,11 +99,12 @@ struct thin_metadata {
 	mblock_t nr_metadata_blocks TP_GUARDED_BY(lc_meta_root);
 	mblock_t grown_metadata_blocks TP_GUARDED_BY(lc_meta_root);
 
-	bool changed TP_GUARDED_BY(lc_meta_root);    /* a commit has something to write */
-	bool must_abort TP_GUARDED_BY(lc_meta_root); /* a change failed half-way */
-	bool publishing TP_GUARDED_BY(lc_meta_root); /* @published may be what is on disk */
-	bool landed TP_GUARDED_BY(lc_meta_root);     /* the last abort found that it is */
-	atomic_bool data_flush_failed;               /* the last commit failed so */
+	uint32_t nr_reopened TP_GUARDED_BY(lc_meta_root); /* pins of another map are lost */
+	bool changed TP_GUARDED_BY(lc_meta_root);         /* a commit has something to write */
+	bool must_abort TP_GUARDED_BY(lc_meta_root);      /* a change failed half-way */
+	bool publishing TP_GUARDED_BY(lc_meta_root);      /* @published may be what is on disk */
+	bool landed TP_GUARDED_BY(lc_meta_root);          /* the last abort found that it is */
+	atomic_bool data_flush_failed;                    /* the last commit failed so */
 	bool fail_io TP_GUARDED_BY(lc_meta_root);
 	bool read_only TP_GUARDED_BY(lc_meta_root);
 

@@ -45,6 +45,7 @@ void metadata_objects_destroy(struct thin_metadata *tmd)
 	tmd->data_sm = sm_destroy(tmd->data_sm);
 	tmd->tm = tm_destroy(tmd->tm);
 	tmd->metadata_sm = sm_destroy(tmd->metadata_sm);
+	tmd->nr_reopened++;
 }
 
 static void setup_trees(struct thin_metadata *tmd) TP_REQUIRES(lc_meta_root)

@@ -185,6 +185,20 @@ int thin_metadata_reserve_snap(struct thin_metadata *tmd) TP_TAKES(meta_root) TP
 /* Give it up; effective with the commit that follows.  -ENODATA: there is none. */
 int thin_metadata_release_snap(struct thin_metadata *tmd) TP_TAKES(meta_root) TP_MUST_CHECK;
 
+/*
+ * Keep the committed state readable for somebody who reads the metadata device itself, as long as
+ * he has the pin: what it uses is not overwritten, but for the superblock, of which
+ * @ret_superblock (THIN_STATE_BYTES) is a copy as it should be on disk.  In memory only; lost by
+ * an abort, and when memory or metadata space is short.
+ *   -EBUSY   something has changed: commit first
+ */
+int thin_metadata_pin(struct thin_metadata *tmd, void *ret_superblock, uint64_t *ret_pin)
+	TP_TAKES(meta_root) TP_MUST_CHECK;
+/* False: it was lost, what was read since may be anything. */
+bool thin_metadata_unpin(struct thin_metadata *tmd, uint64_t pin) TP_TAKES(meta_root) TP_MUST_CHECK;
+/* Give up all pins, if they keep any block from being used.  Returns whether. */
+bool thin_metadata_drop_pins(struct thin_metadata *tmd) TP_TAKES(meta_root);
+
 /* ---- queries ---- */
 
 /*

@@ -204,8 +204,8 @@ static void run(struct io_device *dev, uint64_t nr, uint64_t cache_bytes)
 	fill(&b);
 	fill_nsec = nsec_each(start, nr);
 	bytes = (double)(used_blocks(&b) - empty) * METADATA_BLOCK_SIZE / (double)nr;
-	printf("%10llu  %5.2f  %7.2f  %7.0f", (unsigned long long)nr,
-	       log((double)nr) / log(180), bytes, fill_nsec);
+	printf("%10llu  %5.2f  %7.2f  %7.0f", (unsigned long long)nr, log((double)nr) / log(180),
+	       bytes, fill_nsec);
 	printf("  %7.0f", lookups(&b, 5 * ops));
 	printf("  %7.0f", inserts(&b, ops));
 	commit(&b);

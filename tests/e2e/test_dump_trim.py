@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """thinpoolctl dump, trim, and check on a terminal."""
+import json
 import os
 import pty
 import re
+import socket
 import subprocess
 import threading
 
@@ -97,6 +99,101 @@ def test_dumps_of_a_busy_pool_are_each_of_one_moment(bench):
         stop.set()
         for t in threads:
             t.join()
+    d.stop()
+    bench.check_clean(d.pooldir)
+
+
+def write_until(stop, path):
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    os.ftruncate(fd, 200 * MIB)
+    i = 0
+    while not stop.is_set():
+        os.pwrite(fd, b'z', i * 7919 % 3200 * 64 * KIB)
+        if i % 100 == 99:
+            run('fallocate', '-p', '-o', 0, '-l', 200 * MIB, path)
+        i += 1
+    os.close(fd)
+
+
+def test_a_mounted_pool_is_checked_while_it_is_written_to(bench):
+    """Metadata so small that blocks are used again and again meanwhile."""
+    d = bench.serve(bench.format('pool', '1G', '--metadata-size', '2M'))
+    stop = threading.Event()
+    writer = threading.Thread(target=write_until, args=(stop, d.vol('v')))
+    writer.start()
+    try:
+        for _ in range(20):
+            out = bench.ctl('check', d.mnt).stdout
+            assert f'{d.mnt}: clean, ' in out and 'damage' not in out
+            assert bench.ctl('dump', d.mnt).stdout.endswith('</superblock>\n')
+    finally:
+        stop.set()
+        writer.join()
+    p = bench.ctl('check', '--clear-needs-check', d.mnt, check=False)
+    assert p.returncode == 5 and 'is mounted' in p.stdout
+    d.stop()
+    bench.check_clean(d.pooldir)
+
+
+def call(s, method):
+    s.sendall(json.dumps({'method': f'org.thinpoold.{method}'}).encode() + b'\0')
+    text = b''
+    while not text.endswith(b'\0'):
+        some = s.recv(65536)
+        assert some, 'the daemon hung up'
+        text += some
+    return json.loads(text[:-1])
+
+
+def connect(d):
+    s = socket.socket(socket.AF_UNIX)
+    s.connect(os.getxattr(d.mnt, 'user.thinpool.socket').decode())
+    return s
+
+
+@pytest.mark.quick
+def test_a_pin_is_given_back_by_who_goes_away_and_lost_when_space_is_short(bench):
+    d = bench.serve(bench.format('pool', '4G', '--metadata-size', '2M'))
+    run('truncate', '-s', '3G', d.vol('v'))
+
+    def free():
+        run('sync', d.vol('v'))
+        s = d.status()
+        return s['metadata_total'] - s['metadata_used']
+
+    def change():
+        run('fallocate', '-l', '1G', d.vol('v'))
+        run('sync', d.vol('v'))
+        run('fallocate', '-p', '-o', 0, '-l', '1G', d.vol('v'))
+
+    change()
+    idle = free()
+    with connect(d) as s:
+        assert call(s, 'Unpin')['error'] == 'org.thinpoold.Failed'
+        run('fallocate', '-l', '1G', d.vol('v'))
+        run('sync', d.vol('v'))
+        assert len(call(s, 'Pin')['parameters']['superblock']) == 8192
+        assert call(s, 'Pin')['error'] == 'org.thinpoold.Failed'
+        run('fallocate', '-p', '-o', 0, '-l', '1G', d.vol('v'))
+        assert free() < idle - 50 * 4096, 'what was pinned is not free'
+    wait_for('the pin to go', lambda: free() > idle - 50 * 4096)
+
+    with connect(d) as s:
+        run('fallocate', '-l', '1G', d.vol('v'))
+        call(s, 'Pin')
+        run('fallocate', '-p', '-o', 0, '-l', '1G', d.vol('v'))
+        run('fallocate', '-l', '3G', d.vol('v'))
+        for i in range(200):
+            os.link(d.vol('v'), d.vol(f's{i}'))
+            with open(d.vol('v'), 'r+b') as f:
+                for at in range(0, 3 << 30, 16 * MIB):
+                    os.pwrite(f.fileno(), b'x', at)
+            if 'begin anew' in d.log_text():
+                break
+            assert d.status()['mode'] == 'write', 'out of space in spite of what was pinned'
+        else:
+            pytest.fail('the pin was never in the way')
+        assert call(s, 'Unpin')['error'] == 'org.thinpoold.Busy'
     d.stop()
     bench.check_clean(d.pooldir)
 

@@ -553,7 +553,8 @@ static int carry_out_locked(struct pool *pool, struct pool_command *cmd)
 		return 0;
 	case POOL_METADATA_SNAP_RESERVE:
 	case POOL_METADATA_SNAP_RELEASE:
-	case POOL_DUMP:
+	case POOL_PIN:
+	case POOL_UNPIN:
 	case POOL_TRIM:
 		return -EOPNOTSUPP;
 	}

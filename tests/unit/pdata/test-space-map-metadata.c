@@ -20,6 +20,39 @@
 #define MIB UINT64_C(1048576)
 #define BLOCKS_PER_MIB (MIB / METADATA_BLOCK_SIZE)
 
+/* ---- pins ---- */
+
+/* All that is left; returns how many. */
+static unsigned take_all(struct meta_rig *rig)
+{
+	unsigned nr = 0;
+	uint64_t b;
+
+	while (!sm_new_block(rig->metadata, &b))
+		nr++;
+	return nr;
+}
+
+/* The last resort, when nobody has looked at what is free. */
+static void an_allocation_gets_what_is_pinned_rather_than_nothing(void **state)
+{
+	struct meta_rig rig;
+	uint64_t b, free_blocks;
+	uint32_t pin;
+
+	(void)state;
+	meta_rig_create(&rig, 512, 0);
+	assert_int_equal(sm_new_block(rig.metadata, &b), 0);
+	assert_int_equal(meta_rig_commit(&rig), 0);
+	pin = sm_metadata_pin(rig.metadata);
+	assert_int_equal(sm_dec_block(rig.metadata, b), 0);
+	assert_int_equal(meta_rig_commit(&rig), 0);
+	assert_int_equal(sm_get_nr_free(rig.metadata, &free_blocks), 0);
+	assert_true(take_all(&rig) > free_blocks);
+	assert_false(sm_metadata_unpin(rig.metadata, pin));
+	meta_rig_destroy(&rig);
+}
+
 /* ---- the layout of a fresh pool ---- */
 
 static uint32_t csum_at(struct meta_rig *rig, mblock_t b)
@@ -473,6 +506,7 @@ int main(void)
 		cmocka_unit_test(full_device_can_be_extended),
 		cmocka_unit_test(extension_of_any_size_keeps_counts_right),
 		cmocka_unit_test(extension_goes_with_an_abort),
+		cmocka_unit_test(an_allocation_gets_what_is_pinned_rather_than_nothing),
 		cmocka_unit_test(threshold_is_told_once_a_crossing),
 		cmocka_unit_test(index_that_points_anywhere_is_damage),
 		cmocka_unit_test(bitmap_that_forgets_itself_is_damage),

@@ -147,16 +147,18 @@ static int op_metadata_snap(void)
 	return r ? r : run(rig, POOL_METADATA_SNAP_RELEASE, 0, "", "", 0);
 }
 
-static int op_dump(void)
+static int op_pin(void)
 {
-	struct pool_command cmd = command(POOL_DUMP, 0, "", "", 0);
+	struct pool_command cmd = command(POOL_PIN, 0, "", "", 0);
+	uint8_t superblock[METADATA_BLOCK_SIZE];
 	int r;
 
-	cmd.fd = -1;
+	cmd.superblock = superblock;
 	r = pool_command_run(rig->pool, &cmd);
-	if (!r)
-		close(cmd.fd);
-	return r;
+	if (r)
+		return r;
+	cmd.op = POOL_UNPIN;
+	return pool_command_run(rig->pool, &cmd);
 }
 
 static int op_trim(void)
@@ -201,7 +203,7 @@ static const struct operation {
 	{ "shrink", op_shrink },
 	{ "set read-only", op_set_read_only },
 	{ "metadata snapshot", op_metadata_snap },
-	{ "dump", op_dump },
+	{ "pin", op_pin },
 	{ "trim", op_trim },
 	{ "extend", op_extend },
 	{ "close", op_close },

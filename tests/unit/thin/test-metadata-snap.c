@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Unit tests of metadata snapshots: what they hold, what they cost, what a failure leaves.
+ * Unit tests of metadata snapshots: what they hold, what they cost, what a failure leaves; and
+ * of pins, which do the same in memory only.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -311,6 +312,108 @@ static void a_damaged_one_is_not_released(void **state)
 	assert_int_equal(info_of(f).held_root, held);
 }
 
+/* ---- pins ---- */
+
+/* What the device holds if block 0 is @superblock: the same as @expected, every count right. */
+static void assert_pinned(struct fixture *f, const void *superblock, const char *expected)
+{
+	struct io_device *mem = fault_device_inner(f->meta);
+	uint8_t now[METADATA_BLOCK_SIZE];
+	char *text;
+
+	memcpy(now, mem_device_data(mem), sizeof(now));
+	memcpy(mem_device_data(mem), superblock, sizeof(now));
+	mem_device_touch(mem, 0, sizeof(now));
+	assert_true(is_clean(f));
+	text = dump(f, "");
+	assert_string_equal(text, expected);
+	free(text);
+	memcpy(mem_device_data(mem), now, sizeof(now));
+	mem_device_touch(mem, 0, sizeof(now));
+}
+
+/* So often that the search for free blocks goes round the device. */
+static void change_often(struct fixture *f)
+{
+	struct thin_device *td = open_device(f, 1);
+
+	for (unsigned i = 0; i < 600; i++) {
+		vblock_t next;
+
+		if (i % 2)
+			assert_int_equal(thin_remove_range(td, 100, 101, 1, &next), 0);
+		else
+			write_block(f->tmd, td, 100);
+		commit(f);
+	}
+	thin_device_close(td);
+}
+
+static void a_pinned_state_stays_as_it_was(void **state)
+{
+	uint8_t first[THIN_STATE_BYTES], second[THIN_STATE_BYTES];
+	struct fixture *f = *state;
+	char *before = dump(f, ""), *between;
+	uint64_t pin, later;
+
+	assert_int_equal(thin_metadata_pin(f->tmd, first, &pin), 0);
+	change_all(f);
+	assert_int_equal(thin_metadata_pin(f->tmd, second, &later), -EBUSY);
+	commit(f);
+	between = dump(f, "");
+	assert_int_equal(thin_metadata_pin(f->tmd, second, &later), 0);
+	change_often(f);
+	assert_pinned(f, first, before);
+	assert_pinned(f, second, between);
+	assert_true(thin_metadata_unpin(f->tmd, pin));
+	change_often(f);
+	assert_pinned(f, second, between);
+	assert_true(is_clean(f));
+	assert_true(thin_metadata_unpin(f->tmd, later));
+	assert_false(thin_metadata_drop_pins(f->tmd));
+	free(between);
+	free(before);
+}
+
+static void what_was_pinned_is_free_afterwards(void **state)
+{
+	uint8_t superblock[THIN_STATE_BYTES];
+	struct fixture *f = *state;
+	mblock_t nr_free;
+	uint64_t pin;
+
+	change_often(f);
+	nr_free = info_of(f).nr_metadata_free;
+	assert_int_equal(thin_metadata_pin(f->tmd, superblock, &pin), 0);
+	change_often(f);
+	assert_in_range(info_of(f).nr_metadata_free, 1, nr_free - 1);
+	/* What was taken since is free again, however often: it is not part of the state. */
+	assert_in_range(info_of(f).nr_metadata_free, nr_free - 20, nr_free - 1);
+	assert_true(thin_metadata_unpin(f->tmd, pin));
+	assert_int_equal(info_of(f).nr_metadata_free, nr_free);
+}
+
+static void a_pin_can_be_lost(void **state)
+{
+	uint8_t superblock[THIN_STATE_BYTES];
+	struct fixture *f = *state;
+	uint64_t pin;
+
+	assert_int_equal(thin_metadata_pin(f->tmd, superblock, &pin), 0);
+	assert_int_equal(abort_alone(f->tmd), 0);
+	assert_false(thin_metadata_unpin(f->tmd, pin));
+
+	assert_int_equal(thin_metadata_pin(f->tmd, superblock, &pin), 0);
+	assert_false(thin_metadata_drop_pins(f->tmd)); /* it is in nobody's way */
+	change_often(f);
+	assert_true(thin_metadata_drop_pins(f->tmd));
+	assert_false(thin_metadata_unpin(f->tmd, pin));
+	/* A later one is another. */
+	assert_int_equal(thin_metadata_pin(f->tmd, superblock, &pin), 0);
+	assert_false(thin_metadata_unpin(f->tmd, pin - 1));
+	assert_true(thin_metadata_unpin(f->tmd, pin));
+}
+
 #define SNAP_TEST(name) cmocka_unit_test_setup_teardown(name, setup, fixture_teardown)
 
 int main(void)
@@ -324,6 +427,9 @@ int main(void)
 		SNAP_TEST(nothing_of_it_is_on_disk_before_the_commit),
 		SNAP_TEST(any_request_may_fail),
 		SNAP_TEST(a_damaged_one_is_not_released),
+		SNAP_TEST(a_pinned_state_stays_as_it_was),
+		SNAP_TEST(what_was_pinned_is_free_afterwards),
+		SNAP_TEST(a_pin_can_be_lost),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);
