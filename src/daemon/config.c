@@ -312,6 +312,8 @@ static const struct config_key keys[] = {
 	  .expected = "pages or none" },
 	{ "fuse", "allow_other", "no", FIELD(allow_other), .kind = &kind_bool,
 	  .words = yes_no_words, .expected = "yes or no" },
+	{ "fuse", "max_background", "256", FIELD(max_background), .kind = &kind_count, .min = 1,
+	  .max = 1024, .expected = "a number from 1 to 1024" },
 	{ "fuse", "io_uring", "auto", FIELD(io_uring), .kind = &kind_word, .words = io_uring_words,
 	  .expected = "auto, yes or no" },
 	{ "fuse", "io_uring_depth", "320", FIELD(io_uring_depth), .kind = &kind_count, .min = 1,

@@ -45,6 +45,7 @@ struct config {
 	unsigned workers;
 	enum config_cache cache;
 	bool allow_other;
+	unsigned max_background;
 	enum config_io_uring io_uring; /* between the kernel and the daemon */
 	unsigned io_uring_depth;       /* requests of one CPU in work at a time */
 	/* [reclaim] */

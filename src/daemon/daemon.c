@@ -353,6 +353,7 @@ static int start_fuse(struct daemon *d, const struct daemon_options *o, struct t
 		.cache = o->config.cache == CONFIG_CACHE_NONE ? FUSE_CACHE_NONE : FUSE_CACHE_PAGES,
 		.read_only = o->read_only,
 		.allow_other = o->config.allow_other,
+		.max_background = o->config.max_background,
 		.socket_path = d->socket_path,
 		.connection_fd = d->legacy.fds[LEGACY_CONNECTION],
 		.state_fd = d->legacy.fds[LEGACY_STATE],

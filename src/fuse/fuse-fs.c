@@ -553,8 +553,8 @@ static void op_init(void *userdata, struct fuse_conn_info *conn)
 
 	conn->want = (conn->want | (wanted & conn->capable)) & ~unwanted;
 	conn->max_write = FUSE_MAX_WRITE;
-	conn->max_background = FUSE_MAX_BACKGROUND;
-	conn->congestion_threshold = FUSE_CONGESTION_THRESHOLD;
+	conn->max_background = server->max_background;
+	conn->congestion_threshold = server->max_background * 3 / 4;
 	server->can_expire = conn->capable & FUSE_CAP_EXPIRE_ONLY;
 }
 

@@ -152,7 +152,6 @@ SLIST_HEAD(fuse_slot_list, fuse_slot);
 
 /* More than the kernel has in the background; foreground requests are one a waiting thread. */
 #define FUSE_MAX_BACKGROUND 256
-#define FUSE_CONGESTION_THRESHOLD 192
 #define FUSE_SLOTS_PER_WORKER 1024
 
 struct fuse_worker {
@@ -287,7 +286,7 @@ struct fuse_server {
 	gid_t gid;
 	uint32_t block_size;
 	uint64_t start_usec;
-	unsigned nr_workers;
+	unsigned nr_workers, max_background;
 	struct fuse_worker *workers;
 
 	/* While INIT is answered: what the kernel offered.  NULL afterwards. */

@@ -260,6 +260,8 @@ static int copy_options(struct fuse_server *server, const struct fuse_server_opt
 	server->no_resend = options->no_resend;
 	server->uring.is_refused = options->uring_refused;
 	server->nr_workers = options->nr_workers ? options->nr_workers : FUSE_WORKERS_DEFAULT;
+	server->max_background =
+		options->max_background ? options->max_background : FUSE_MAX_BACKGROUND;
 	server->uid = geteuid();
 	server->gid = getegid();
 	server->block_size = pool_block_size(options->pool);

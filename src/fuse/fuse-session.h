@@ -51,7 +51,9 @@ struct fuse_server_options {
 	unsigned nr_workers; /* 0: FUSE_WORKERS_DEFAULT */
 	enum fuse_cache_mode cache;
 	bool read_only;
-	bool allow_other; /* users other than the daemon's may look in */
+	bool allow_other;        /* users other than the daemon's may look in */
+	unsigned max_background; /* requests that nobody waits for, in work; 0: FUSE_MAX_BACKGROUND
+				  */
 	const char
 		*socket_path; /* told by the xattr user.thinpool.socket of the root; NULL: none */
 	/*

@@ -68,6 +68,7 @@ static void defaults_are_the_documented_ones(void **state)
 	assert_int_equal(cfg.workers, 2);
 	assert_int_equal(cfg.cache, CONFIG_CACHE_PAGES);
 	assert_false(cfg.allow_other);
+	assert_int_equal(cfg.max_background, 256);
 	assert_int_equal(cfg.io_uring, CONFIG_IO_URING_AUTO);
 	assert_int_equal(cfg.io_uring_depth, 320);
 	assert_true(cfg.lock_memory);
@@ -201,6 +202,7 @@ static void mistakes_are_told_with_their_line(void **state)
 		{ "[pool]\ndiscard = Passdown\n", "2", "passdown, no_passdown or ignore" },
 		{ "[fuse]\nworkers = 0\n", "2", "from 1 to 64" },
 		{ "[fuse]\nworkers = 2.5\n", "2", "2.5" },
+		{ "[fuse]\nmax_background = 1025\n", "2", "from 1 to 1024" },
 		{ "[pool]\nlow_water_data = 100%\n", "2", "0% (none) to 99%" },
 		{ "[pool]\nlow_water_data = %\n", "2", "low_water_data" },
 		{ "[pool]\nlow_water_metadata = -5%\n", "2", "-5%" },
