@@ -31,13 +31,13 @@ def test_help_and_version(args):
 def test_the_shipped_configuration_is_the_default(tmp_path):
     shipped = (ROOT / 'conf/thinpoold.conf').read_text()
     conf = tmp_path / 'on.conf'
-    conf.write_text(re.sub(r'^#(\w+ = )', r'\1', shipped, flags=re.M))
+    conf.write_text(re.sub(r'^#(\w+ =)', r'\1', shipped, flags=re.M))
     empty = tmp_path / 'empty.conf'
     empty.write_text('')
     effective = run(THINPOOLD, '-c', conf, '--check-config').stdout
     assert effective == run(THINPOOLD, '-c', empty, '--check-config').stdout
-    keys = re.findall(r'^(\w+) = ', effective, flags=re.M)
-    assert keys == re.findall(r'^#(\w+) = ', shipped, flags=re.M)
+    keys = re.findall(r'^(\w+) =', effective, flags=re.M)
+    assert keys == re.findall(r'^#(\w+) =', shipped, flags=re.M)
     manual = (ROOT / 'man/thinpoold.conf.5').read_text()
     for key in keys:
         assert f'.It Cm {key}\n' in manual, f'{key} is not in the manual'

@@ -372,8 +372,8 @@ DROPS = '[reclaim]\npage_cache = yes\npage_cache_limit = 5\npage_cache_interval 
 
 @pytest.mark.quick
 def test_a_daemon_dies_while_the_kernel_drops_pages_for_it(bench):
-    pooldir = pool_with(bench, ENDLESS + '[pool]\nno_space = queue\nno_space_timeout = 0\n' + DROPS,
-                        '64M')
+    pooldir = pool_with(bench, ENDLESS + '[pool]\nautoextend_threshold = 100%\n'
+                        'no_space = queue\nno_space_timeout = 0\n' + DROPS, '64M')
     d = bench.serve(pooldir, '--keeper')
     bench.ctl('create', d.vol('v'), '--size', '10M')
     status = d.status()
