@@ -225,7 +225,10 @@ def test_an_end_under_load(bench):
     """Whatever is in flight is answered or fails, and the pool is clean."""
     for how in 'SIGTERM', 'abort':
         d = serve(bench)
-        job = bench.popen('fio', '--name=v', f'--filename={d.vol("v")}', '--size=64M', '--rw=randrw', '--bs=4k',
+        bench.ctl('create', d.vol(how), '--size', '64M')
+        # It must not make a file: that would be one below the mount, if it is slow to begin.
+        job = bench.popen('fio', '--name=v', f'--filename={d.vol(how)}', '--size=64M', '--rw=randrw', '--bs=4k',
+                          '--allow_file_create=0',
                           '--ioengine=libaio', '--direct=1', '--iodepth=64', '--time_based', '--runtime=3600',
                           cwd=bench.tmp, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for('some load', lambda: metric(d, 'thinpoold_fuse_requests_total') > 2000)
