@@ -4,12 +4,12 @@
  * daemon was asked
  */
 #include <stdio.h>
-#include <string.h>
 
 #include "ctl/ctl.h"
 #include "io/device.h"
 #include "thin/thin-dump.h"
 #include "thin/thin-metadata.h"
+#include "util/error.h"
 
 #define CACHE_BYTES (UINT64_C(16) << 20)
 
@@ -24,12 +24,12 @@ static int dump_metadata(const char *pooldir, struct io_device *metadata)
 	r = thin_metadata_open(metadata, &options, &tmd, &error);
 	if (r)
 		return ctl_fail(CTL_FAILED, "%s cannot be dumped: %s", pooldir,
-				error.text[0] ? error.text : strerror(-r));
+				error.text[0] ? error.text : tp_error_words(r));
 	r = thin_dump(tmd, stdout);
 	r2 = thin_metadata_close(tmd);
 	if (r || r2)
 		return ctl_fail(CTL_FAILED, "%s: the dump is not complete: %s", pooldir,
-				strerror(r ? -r : -r2));
+				tp_error_words(r ? r : r2));
 	return CTL_OK;
 }
 

@@ -47,7 +47,7 @@
  * not may meet one that lives, which its user wants to be told.
  */
 #define SUCCESSOR_PATIENCE_USEC (60 * USEC_PER_SEC)
-#define DEVICES_PATIENCE_USEC (10 * USEC_PER_SEC)
+#define DEVICES_PATIENCE_USEC (3 * USEC_PER_SEC)
 #define DEVICES_RETRY_USEC 5000
 
 struct daemon {
@@ -258,7 +258,7 @@ static int open_devices_of(struct daemon *d, const struct pool_options *options,
 		r = pool_open(options, &d->pool, error);
 		if (r != -EBUSY || time_monotonic_usec() > deadline)
 			return r;
-		if (!is_told)
+		if (!is_told && legacy_is_whole(&d->legacy))
 			log_info("%s; waiting for up to %u s", error->text,
 				 (unsigned)(patience / USEC_PER_SEC));
 		is_told = true;
