@@ -286,7 +286,7 @@ static void allocate_range(struct fuse_slot *slot)
 		      : slot->step.mode & FALLOC_FL_ZERO_RANGE ? POOL_ZERO
 							       : POOL_ALLOCATE,
 		.durable = must_be_durable(slot->server, slot->step.flags),
-		.of_disk = is_disk(slot->req),
+		.of_disk = must_be_durable(slot->server, slot->step.flags) && is_disk(slot->req),
 		.handle = slot->step.handle,
 		.volume = v,
 		.offset = offset,

@@ -228,10 +228,15 @@ void volume_forget_handle(struct volume *v, uint32_t handle)
 void volume_lose_writes(struct volume *v)
 {
 	struct losses *l = &v->losses;
+	unsigned nr_disks = 0;
 
 	lock_pool(&v->pool->lock);
-	l->nr_told = 0;
-	l->anybody_told = l->nobody_changes = false;
+	/* A disk that was told before changes nothing meanwhile either. */
+	for (unsigned i = 0; i < l->nr_told; i++)
+		if (l->told[i].of_disk)
+			l->told[nr_disks++] = l->told[i];
+	l->nr_told = nr_disks;
+	l->anybody_told = false;
 	unlock_pool(&v->pool->lock);
 	atomic_store(&v->lost_writes, true);
 }
@@ -249,13 +254,13 @@ static TP_REQUIRES(lc_pool) bool tell(struct losses *l, uint32_t handle, bool of
 
 	if (came_later(l, handle, next))
 		return false;
-	if (told) {
-		told->of_disk |= of_disk;
-		return told->of_disk;
-	}
 	if (!l->anybody_told) {
 		l->anybody_told = true;
 		l->first_later = next;
+	}
+	if (told) {
+		told->of_disk |= of_disk;
+		return told->of_disk;
 	}
 	if (l->nr_told == l->capacity) {
 		unsigned capacity = l->capacity ? 2 * l->capacity : 8;

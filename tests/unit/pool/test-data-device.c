@@ -328,6 +328,32 @@ static void a_flush_that_fails_is_told_to_all_who_have_written(void **state)
 	rig_close_volume(idle);
 }
 
+/* The pool stays writable, so that it can happen again. */
+static void a_disk_that_was_told_stays_so_when_more_is_lost(void **state)
+{
+	uint32_t disk = volume_handle(v), file = volume_handle(v);
+	void *buffer = io_buffer_alloc(SECTOR);
+	struct pool_io flush = { .op = POOL_FLUSH, .volume = v, .of_disk = true, .handle = disk };
+	struct pool_io write = {
+		.op = POOL_WRITE, .volume = v, .handle = disk, .length = SECTOR, .buffer = buffer
+	};
+
+	(void)state;
+	memset(buffer, 4, SECTOR);
+	for (unsigned i = 0; i < 2; i++) {
+		assert_int_equal(rig_fill(rig, v, 0, SECTOR, 3), 0);
+		fail_data(FLUSHES, 1);
+		assert_int_equal(flush_by(v, file), -EIO);
+		assert_int_equal(flush_by(v, file), 0);
+		assert_writable();
+		assert_int_equal(pool_io_run(rig->pool, rig->q, &write), i ? -EIO : 0);
+		if (!i)
+			assert_int_equal(pool_io_run(rig->pool, rig->q, &flush), -EIO);
+		assert_int_equal(pool_io_run(rig->pool, rig->q, &write), -EIO);
+	}
+	free(buffer);
+}
+
 static void what_was_flushed_before_is_not_lost(void **state)
 {
 	uint32_t of_v = volume_handle(v), of_w = volume_handle(w);
@@ -458,6 +484,7 @@ int main(void)
 		T(a_device_that_comes_back_is_used_again),
 		T(names_cannot_be_changed_without_it_and_nothing_is_wrong_afterwards),
 		T(a_flush_that_fails_is_told_to_all_who_have_written),
+		T(a_disk_that_was_told_stays_so_when_more_is_lost),
 		T(what_was_flushed_before_is_not_lost),
 		T(a_transaction_does_not_survive_a_flush_that_fails),
 		T(a_commit_whose_data_cannot_be_flushed_is_none),
